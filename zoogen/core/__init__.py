@@ -1,0 +1,1 @@
+"""Records, contracts and registries that every room shares; imports nothing of ours."""

@@ -1,0 +1,146 @@
+"""What rooms expect of each other's objects. A contract test runs over every registered entry of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from zoogen.core.records import Checkpoint, Cohort, CohortState
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor, nn
+
+PartName = Literal["train", "val", "test"]
+
+
+class Architecture(Protocol):
+    """A frozen dataclass in ``ARCHITECTURES``; its fields are the blueprint's keys."""
+
+    registered_name: ClassVar[str]
+
+    def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The network, (B, *input_shape) -> (B, outputs); the caller has seeded torch's generator.
+
+        Raises:
+            UserError: the arguments do not fit the input shape (a kernel larger than the image, say).
+        """
+        ...
+
+
+class Task(Protocol):
+    """A frozen dataclass in ``TASKS``: declared facts for the planner, and the way to the data.
+
+    ``version`` is raised when the same data would give other samples, transforms or splits.
+    """
+
+    registered_name: ClassVar[str]
+    version: ClassVar[int]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as the network sees it, e.g. (1, 28, 28)."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes."""
+        ...
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Samples in the train, validation and test part; validation may be 0."""
+        ...
+
+    @property
+    def source_digest(self) -> str:
+        """Digest of the published source files, as declared; needs no data at hand."""
+        ...
+
+    def load(self, data_root: Path | None, cache: Path, *, download: bool = False) -> TaskData:
+        """Decode once into ``cache`` (memory-mapped, shared by all workers) and return the parts.
+
+        Raises:
+            EnvironmentFault: files are missing and cannot be downloaded; the message says what to place where.
+            IntegrityError: a file's checksum is not the published one.
+        """
+        ...
+
+
+class TaskData(Protocol):
+    """A loaded task. Arrays stay memory-mapped; tensors are made on the device that trains."""
+
+    fingerprint: str  # digest of the decoded arrays and the split, compared with what the zoo recorded
+    outputs: int
+
+    def size(self, part: PartName) -> int: ...
+
+    def split(self) -> dict[PartName, np.ndarray]:
+        """int64 indices into the published train (train, val) and test (test) files."""
+        ...
+
+    def tensors(self, part: PartName, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """All inputs (uint8 or float32, [N, *input_shape]) and targets (int64 [N]) of a part, cached per device."""
+        ...
+
+    def prepare(self, inputs_B: Tensor) -> Tensor:
+        """uint8 batch -> normalised float32 batch: what the network sees in training and evaluation."""
+        ...
+
+    def augment(self, inputs_B: Tensor, key: int, step: int) -> Tensor:
+        """The train transform of one batch, before ``prepare``; random numbers only from ``core.streams``.
+
+        ``key`` is the model's ``augment`` stream key and ``step`` counts optimizer steps from 0. Without augmentation
+        it returns its input. Evaluation never calls it.
+        """
+        ...
+
+    def loss(self, outputs_BC: Tensor, targets_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Per-sample loss [B] in nats."""
+        ...
+
+
+class Trainer(Protocol):
+    """Trains one cohort epoch by epoch. All trainers honour this contract and compute the same trajectories."""
+
+    def __init__(self, cohort: Cohort, data: TaskData, device: str) -> None:
+        """Construct the models in their initial state (epoch 0)."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        ...
+
+    def train_epoch(self, should_stop: Callable[[], bool]) -> None:
+        """Train every living model for one epoch.
+
+        Raises:
+            Incomplete: ``should_stop()`` said so between two steps; the models are no longer at an epoch boundary.
+        """
+        ...
+
+    def state(self) -> CohortState:
+        """A copy of everything needed to continue from here."""
+        ...
+
+    def restore(self, state: CohortState) -> None:
+        """Continue from ``state``: afterwards equal, bit for bit on CPU, to a run that was never interrupted."""
+        ...
+
+    def checkpoint(self, model_ids: tuple[str, ...]) -> Checkpoint:
+        """Evaluate these models and copy them out; rows in the order asked for.
+
+        The models are all living (their epoch is the trainer's), or all diverged with the same last finite epoch; a
+        diverged model stands still in its last finite state and keeps the training metrics of that epoch.
+        """
+        ...
+
+
+def describe_task(task: Any) -> dict[str, Any]:
+    """Identity of a task: name, version, arguments that differ from their defaults, digest of the source files."""
+    from zoogen.core.registry import TASKS
+
+    return {**TASKS.describe(task), "version": task.version, "source": task.source_digest}
