@@ -1,8 +1,8 @@
 """What a validated blueprint says: strata of cells that share every structural choice, and the policies around them.
 
-A *structural* choice decides which other keys exist or what they are: a name, an entry of a ``coupled`` list, a key that
-another value depends on. Within one stratum the remaining factors are independent, so the planner may multiply them out
-without looking at cells one by one.
+A *structural* choice decides which other keys exist or what they are: a name, an entry of a ``coupled`` list, a key
+that another value depends on. Within one stratum the remaining factors are independent, so the planner may multiply
+them out without looking at cells one by one.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Stratum:
     """Cells that share every structural choice.
 
     Attributes:
-        choice: Values of the structural factors, by dotted key or by the name of the coupled list (there: the position).
+        choice: Values of the structural factors, by dotted key or by a coupled list's name (the position).
         architecture, task, training: Instances with every factor at its first value (draws: at their lower bound).
         factors: What varies within the stratum, in the order of the file; the first varies slowest.
         checkpoints, resources: As resolved for this stratum.
@@ -111,8 +111,8 @@ class Stratum:
     task: Any
     training: Training
     factors: tuple[Factor, ...]
-    checkpoints: CheckpointPolicy = CheckpointPolicy()
-    resources: Resources = Resources()
+    checkpoints: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    resources: Resources = field(default_factory=Resources)
     cohort_size: int | None = None
 
 
