@@ -1,0 +1,7 @@
+"""YAML with line numbers -> ``Blueprint``, checked strictly; imports neither torch nor any trainer."""
+
+from zoogen.blueprint.load import load, loads
+from zoogen.blueprint.problems import BlueprintError, Problem
+from zoogen.blueprint.schema import schema
+
+__all__ = ["BlueprintError", "Problem", "load", "loads", "schema"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -17,9 +17,16 @@ PartName = Literal["train", "val", "test"]
 
 
 class Architecture(Protocol):
-    """A frozen dataclass in ``ARCHITECTURES``; its fields are the blueprint's keys."""
+    """A frozen dataclass in ``ARCHITECTURES``; its fields are the blueprint's keys.
+
+    ``per_model`` names the fields that may differ between models trained together in one cohort, because they change
+    neither the shapes nor the program (``init``, ``dropout``). ``runs_code`` marks an architecture whose ``build``
+    imports code that the blueprint or the zoo names: whoever opens a zoo must allow it first.
+    """
 
     registered_name: ClassVar[str]
+    per_model: ClassVar[frozenset[str]]
+    runs_code: ClassVar[bool]
 
     def build(self, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The network, (B, *input_shape) -> (B, outputs); the caller has seeded torch's generator.
@@ -112,6 +119,21 @@ class Trainer(Protocol):
     @property
     def epoch(self) -> int:
         """Epochs completed."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one model in one epoch."""
+        ...
+
+    @property
+    def diverged(self) -> Mapping[str, int]:
+        """model_id -> first epoch whose loss or weights were not finite."""
+        ...
+
+    @property
+    def last_finite(self) -> Mapping[str, int]:
+        """model_id -> epoch of the state kept, for diverged models."""
         ...
 
     def train_epoch(self, should_stop: Callable[[], bool]) -> None:

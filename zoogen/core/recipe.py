@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
@@ -36,11 +36,15 @@ class Training:
     micro_batch: Annotated[int, Ge(1)] | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
 
+    per_model: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
+    """Fields that may differ between models trained together in one cohort."""
+
     def identity(self) -> dict[str, Any]:
         """JSON-able settings that determine the weights: fields at their frozen defaults are left out.
 
         ``epochs`` enters only where it shapes the run: under a constant schedule a longer run is the same model,
-        continued (design, section 4).
+        continued (design, section 4). Each field stands for itself, so that ids of a grid can be put together from
+        parts hashed once.
         """
         found: dict[str, Any] = {
             "batch_size": self.batch_size,
@@ -49,11 +53,14 @@ class Training:
         }
         if self.schedule.shaped_by_epochs:
             found["epochs"] = self.epochs
-        for name, default in (("label_smoothing", 0.0), ("clip_norm", None), ("precision", "float32")):
+        for name, default in (
+            ("label_smoothing", 0.0),
+            ("clip_norm", None),
+            ("micro_batch", None),
+            ("precision", "float32"),
+        ):
             if getattr(self, name) != default:
                 found[name] = getattr(self, name)
-        if self.micro_batch is not None and self.micro_batch < self.batch_size:
-            found["micro_batch"] = self.micro_batch
         return found
 
     def steps_per_epoch(self, n_train: int) -> int:

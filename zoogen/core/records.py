@@ -124,6 +124,8 @@ class CohortState:
         optimizer: Flat optimizer state by name, [M, P_trainable] or [M, K] (empty before the first step).
         diverged: model_id -> first epoch whose loss or weights were not finite.
         last_finite: model_id -> epoch of the row kept, for diverged models.
+        training_metrics: float64 [M] by name: what was measured while the epoch of each row ran, and cannot be found
+            again from its weights (``zoogen.train.metrics.TRAINING_METRICS``); empty at epoch 0.
     """
 
     epoch: int
@@ -133,6 +135,7 @@ class CohortState:
     optimizer: Mapping[str, np.ndarray] = field(default_factory=dict)
     diverged: Mapping[str, int] = field(default_factory=dict)
     last_finite: Mapping[str, int] = field(default_factory=dict)
+    training_metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from zoogen.core.errors import UserError, suggest
+from zoogen.core.frozen import thaw
 
 T = TypeVar("T", bound=type)
 
@@ -84,13 +85,31 @@ class Registry:
             if field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             if value != default or type(value) is not type(default):
-                described[field.name] = list(value) if isinstance(value, tuple) else value
+                described[field.name] = thaw(value)
         return described
+
+    def restore(self, described: Mapping[str, Any]) -> Any:
+        """The entry that ``describe`` wrote down, e.g. read back from ``zoo.json``.
+
+        Raises:
+            UserError: this zoogen does not know the name or one of its arguments.
+        """
+        arguments = dict(described)
+        cls = self.get(arguments.pop("name"))
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in arguments:
+            if key not in known:
+                raise UserError(f"{self.kind} {described['name']!r} has no argument {key!r}\n{suggest(key, known)}")
+        return cls(**{key: _tuples(value) for key, value in arguments.items()})
 
     def _fill(self) -> None:
         if not self._filled:
             self._filled = True
-            importlib.import_module(self._room)
+            try:
+                importlib.import_module(self._room)
+            except BaseException:
+                self._filled = False  # otherwise the next question would be answered from an empty registry
+                raise
 
     def _import_for(self, name: str) -> None:
         prefix, slash, _ = name.partition("/")
@@ -101,6 +120,10 @@ class Registry:
         for entry in entry_points(group=self._room):
             if entry.name == name:
                 entry.load()
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 ARCHITECTURES = Registry("architecture", "zoogen.architectures")

@@ -25,8 +25,12 @@ def stream_key(seed: int, stream: Stream) -> int:
 
 
 def torch_seed(seed: int) -> int:
-    """The seed to give torch's generator before a model is constructed (stream ``init``)."""
-    return stream_key(seed, "init")
+    """The seed to give torch's generator before a model is constructed (stream ``init``).
+
+    torch's CPU generator keeps only 32 bits of a seed. Smaller seeds are passed on as they are, so that no two of them
+    share their initial weights and ``torch.manual_seed(seed)`` gives the same ones; larger ones are hashed to 32 bits.
+    """
+    return seed if 0 <= seed <= _MASK32 else stream_key(seed, "init") >> 16 & _MASK32
 
 
 def bits(key: Tensor | int, counter: Tensor) -> Tensor:

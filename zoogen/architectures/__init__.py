@@ -1,0 +1,8 @@
+"""What is trained: one file per family; importing this room fills ``ARCHITECTURES`` and loads no torch.
+
+Once a zoo is published with a name, a change of its behaviour or of a default gets a new name (``mlp-2``).
+"""
+
+from zoogen.architectures import cnn, import_path, mlp, resnet, torchvision_models
+
+__all__ = ["cnn", "import_path", "mlp", "resnet", "torchvision_models"]

@@ -1,0 +1,1 @@
+"""Wires the rooms: blueprint -> plan -> schedule -> train -> store; ``pipeline.py`` is the whole way on one page."""

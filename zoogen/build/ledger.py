@@ -1,0 +1,93 @@
+"""The zoo's own record of a build: cohorts and plan on disk, kept in step with what the scheduler decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from zoogen.build.reconcile import Reconciled, cell_numbers, to_record
+from zoogen.core.records import Cohort
+from zoogen.plan import Plan
+from zoogen.plan.cohorts import split_cohort
+from zoogen.store.durable import write_file
+from zoogen.store.resume import is_sealed
+from zoogen.store.zoo import ZooFolder
+
+
+class Ledger:
+    """Cohorts of a zoo under one plan; every change is on disk before training goes on."""
+
+    def __init__(self, folder: ZooFolder, plan: Plan, reconciled: Reconciled) -> None:
+        self._folder = folder
+        self._plan = plan
+        self.reconciled = reconciled
+        self._trimmed = {r.cohort_id for r in folder.read_cohorts() if r.settings.get("trimmed")}
+
+    def write(self) -> None:
+        """Store cohorts and plan; the cohorts first, since the plan names them."""
+        cohorts = self.reconciled.cohorts
+        self._folder.write_cohorts([to_record(c, trimmed=c.cohort_id in self._trimmed) for c in cohorts])
+        self._folder.write_plan(self._plan.table.assign(cohort_id=self.reconciled.cohort_ids()))
+
+    def split(self, cohort: Cohort) -> tuple[Cohort, Cohort] | None:
+        """Replace a failing cohort by two halves, which store what its sealed shards lack; None for one model."""
+        sealed = [s for s in cohort.segments if is_sealed(self._folder.path, s.shard_id)]
+        stored_through = sealed[-1].last if sealed else cohort.stored_through
+        halves = split_cohort(cohort, stored_through)
+        if halves is None:
+            return None
+        cohorts = list(self.reconciled.cohorts)
+        place = next(i for i, c in enumerate(cohorts) if c.cohort_id == cohort.cohort_id)
+        current = self.reconciled.current.copy()
+        for half in halves:
+            current[cell_numbers(self._plan, half.model_ids)] = len(cohorts)
+            cohorts.append(half)
+        if sealed:  # what is sealed of the cohort stays planned
+            kept = tuple(e for e in cohort.recording.epochs if e <= stored_through)
+            trimmed = replace(cohort.recording, epochs=kept)
+            cohorts[place] = replace(cohort, recording=trimmed, segments=tuple(sealed), epochs=stored_through)
+            self._trimmed.add(cohort.cohort_id)
+        else:
+            del cohorts[place]
+            current[current > place] -= 1
+        self.reconciled = Reconciled(tuple(cohorts), current)
+        self.write()
+        return halves
+
+
+class Failures:
+    """Models that failed and why: ``logs/failures.json``; a model leaves it when a later attempt succeeds."""
+
+    def __init__(self, zoo: Path) -> None:
+        self._path = zoo / "logs" / "failures.json"
+        self.reasons: dict[str, str] = json.loads(self._path.read_bytes()) if self._path.exists() else {}
+
+    def add(self, model_ids: Iterable[str], reason: str) -> None:
+        self.reasons |= dict.fromkeys(model_ids, reason)
+        self._write()
+
+    def clear(self, model_ids: Iterable[str]) -> None:
+        gone = set(model_ids) & self.reasons.keys()
+        if gone:
+            self.reasons = {m: r for m, r in self.reasons.items() if m not in gone}
+            self._write()
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        write_file(self._path, json.dumps(self.reasons, indent=1, sort_keys=True).encode())
+
+
+def selected_cells(plan: Plan, where: np.ndarray | None, sample: int | None) -> np.ndarray:
+    """bool [cells]: those that the predicate's mask keeps, of these the ``sample`` with the smallest ids.
+
+    Ids are digests, so the smallest are a uniform sample, and the same ones in every build.
+    """
+    chosen = np.ones(len(plan), dtype=bool) if where is None else where.copy()
+    if sample is not None and sample < chosen.sum():
+        order = plan.order[chosen[plan.order]]
+        chosen[order[sample:]] = False
+    return chosen

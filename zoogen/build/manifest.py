@@ -1,0 +1,80 @@
+"""``zoo.json`` of a build: what the zoo is, from which blueprints, architectures, tasks and data it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoogen.core.canonical import canonical_json, digest
+from zoogen.core.contracts import TaskData, describe_task
+from zoogen.core.errors import IntegrityError, UserError
+from zoogen.core.registry import ARCHITECTURES
+from zoogen.plan import Plan
+from zoogen.store.shard_info import software
+
+
+def task_id(task: Any) -> str:
+    """Digest of a task's identity; names its entry in the manifest and its split file."""
+    return digest(canonical_json(describe_task(task)))
+
+
+def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
+    """The manifest after this plan: ``stored`` (empty for a new zoo) extended by what the plan adds.
+
+    Raises:
+        UserError: the zoo has another name or version.
+    """
+    blueprint = plan.blueprint
+    for key, value in (("name", blueprint.name), ("version", blueprint.version)):
+        if stored and stored[key] != value:
+            raise UserError(
+                f"the zoo here has {key} {stored[key]!r}, the blueprint says {value!r}\n"
+                "build into another folder (--out DIR), or put the blueprint back"
+            )
+    given = {"text": blueprint.text, "overrides": list(blueprint.overrides)}
+    given["digest"] = digest(canonical_json(given))
+    blueprints = [b for b in stored.get("blueprints", []) if b["digest"] != given["digest"]] + [given]
+    architectures = dict(stored.get("architectures", {}))
+    tasks = dict(stored.get("tasks", {}))
+    layouts = dict(stored.get("layouts", {}))
+    for group, layout in zip(plan.groups, plan.layouts, strict=True):
+        described = {**ARCHITECTURES.describe(group.architecture), "input_shape": list(group.task.input_shape)}
+        described |= {"outputs": group.task.outputs, "layout": layout.layout_id}
+        architectures[digest(canonical_json(described))] = described
+        layouts.setdefault(layout.layout_id, layout.to_json())
+        own = tasks.setdefault(task_id(group.task), {})
+        own |= {
+            **describe_task(group.task),
+            "input_shape": list(group.task.input_shape),
+            "outputs": group.task.outputs,
+            "sizes": list(group.task.sizes),
+        }
+    return {
+        "name": blueprint.name,
+        "version": blueprint.version,
+        "description": blueprint.description,
+        "factors": list(plan.factors),
+        "axes": dict(blueprint.axes),
+        "model_split": vars(blueprint.model_split),
+        "parents": [],
+        "architectures": architectures,
+        "tasks": tasks,
+        "layouts": layouts,
+        "blueprints": blueprints,
+        "software": stored.get("software") or software(),
+    }
+
+
+def record_data(manifest: dict[str, Any], task: Any, data: TaskData) -> None:
+    """Keep the fingerprint of the data a task was first trained on.
+
+    Raises:
+        IntegrityError: the data at hand are not those.
+    """
+    entry = manifest["tasks"][task_id(task)]
+    known = entry.setdefault("fingerprint", data.fingerprint)
+    if known != data.fingerprint:
+        raise IntegrityError(
+            f"the data of task {task.registered_name!r} are not those this zoo was begun with: fingerprint "
+            f"{data.fingerprint}, the zoo recorded {known}\n"
+            "put the original files back (--data DIR), or build a new zoo (--out DIR)"
+        )

@@ -1,0 +1,101 @@
+"""Reading sealed shards: some rows, some columns, nothing more; checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zoogen.core.errors import IntegrityError
+from zoogen.store.durable import checked_name
+from zoogen.store.shard import shards_folder
+from zoogen.store.shard_info import OPTIMIZER_FILE, WEIGHTS_FILE, read_shard_info
+from zoogen.store.stacks import StackFile
+
+Rows = Sequence[int] | np.ndarray | slice | None
+
+
+class ShardReader:
+    """An open shard. Its files are opened when first read and closed by ``close`` or the ``with`` block.
+
+    Args:
+        folder: The shard's folder.
+
+    Raises:
+        IntegrityError: its ``shard.json`` is damaged, missing or of an unknown format.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.info = read_shard_info(folder)
+        self._files: dict[str, StackFile] = {}
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def weights(self, rows: Rows = None, columns: slice | None = None) -> np.ndarray:
+        """float32 [rows, columns]: flat float32 tensors, in the order of the layout."""
+        return self._file(WEIGHTS_FILE).read("weights", rows, columns)
+
+    def side(self, dtype: str, rows: Rows = None) -> np.ndarray:
+        """[rows, K]: flat tensors of another dtype (bfloat16 and float8 as unsigned integers of the same bits)."""
+        found = self._file(WEIGHTS_FILE).read(f"side/{dtype}", rows)
+        return found.view(np.bool_) if dtype == "bool" else found
+
+    def model_ids(self, rows: Rows = None) -> list[str]:
+        """One per row."""
+        return [m.decode() for m in self._file(WEIGHTS_FILE).read("model_id", rows).tolist()]
+
+    def epochs(self, rows: Rows = None) -> np.ndarray:
+        """int32 [rows]."""
+        return self._file(WEIGHTS_FILE).read("epoch", rows)
+
+    def predictions(self, rows: Rows = None) -> np.ndarray | None:
+        """uint8 [rows, N_test]: the predicted class of each test sample, or None where they were not kept."""
+        if "test_predictions" not in self.info.datasets[WEIGHTS_FILE]:
+            return None
+        return self._file(WEIGHTS_FILE).read("test_predictions", rows)
+
+    def optimizer(self, model_ids: Sequence[str], epoch: int) -> dict[str, np.ndarray] | None:
+        """Optimizer states of these models after ``epoch``, in this order, or None where any of them was not kept."""
+        if OPTIMIZER_FILE not in self.info.files:
+            return None
+        file = self._file(OPTIMIZER_FILE)
+        keys = zip(file.read("model_id").tolist(), file.read("epoch").tolist(), strict=True)
+        rows = {model: row for row, (model, at) in enumerate(keys) if at == epoch}
+        wanted = [m.encode() for m in model_ids]
+        if not set(wanted) <= set(rows):
+            return None
+        names = [n for n in self.info.datasets[OPTIMIZER_FILE] if n not in ("model_id", "epoch")]
+        return {name: file.read(name, [rows[m] for m in wanted]) for name in names}
+
+    def _file(self, name: str) -> StackFile:
+        if name not in self._files:
+            path = self.folder / name
+            if path.is_file() and path.stat().st_size != self.info.files[name].size:
+                raise IntegrityError(
+                    f"{path}: {path.stat().st_size} bytes, sealed were {self.info.files[name].size}; "
+                    f"`zoogen verify` lists all damage"
+                )
+            self._files[name] = StackFile(path, self.info.datasets[name])
+        return self._files[name]
+
+
+def read_rows(zoo: Path, shard_id: str, rows: Rows = None, columns: slice | None = None) -> np.ndarray:
+    """Weights of some rows of one shard: float32 [rows, columns].
+
+    Raises:
+        IntegrityError: the shard is damaged or hostile.
+        IndexError: a row is outside the shard.
+    """
+    with ShardReader(shards_folder(zoo) / checked_name("shard", shard_id)) as shard:
+        return shard.weights(rows, columns)

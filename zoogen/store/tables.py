@@ -1,0 +1,128 @@
+"""Parquet tables: written with checksums and in one step, read only when their columns are what they should be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from zoogen.core.errors import IntegrityError
+from zoogen.store import FORMAT_VERSION
+from zoogen.store.durable import TEMPORARY, disk_faults, publish
+
+_VERSION_KEY = b"zoogen.format_version"
+_ROWS_PER_GROUP = 1 << 17
+
+
+def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Write and sync a file; equal input gives equal bytes. Tables are streamed; each becomes a row group or several.
+
+    Raises:
+        OSError: the disk is full or failed.
+    """
+    schema = schema.with_metadata({_VERSION_KEY: str(FORMAT_VERSION).encode()})
+    with path.open("wb") as file:
+        writer = pq.ParquetWriter(
+            file,
+            schema,
+            version="2.6",
+            compression="zstd",
+            compression_level=9,
+            write_page_checksum=True,
+            write_page_index=False,
+        )
+        with writer:
+            for table in tables:
+                writer.write_table(table.cast(schema), row_group_size=_ROWS_PER_GROUP)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema, *, needed: int = 0) -> None:
+    """``write_parquet`` in one step: a reader sees the old table or the new one.
+
+    Raises:
+        EnvironmentFault: the disk is full or may not be written.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with disk_faults(str(path), path.parent, needed):
+        try:
+            write_parquet(temporary, tables, schema)
+            publish(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -> tuple[pa.Schema, int]:
+    """The checked schema of a table and its number of rows; no row is read.
+
+    Args:
+        path: The file.
+        expected: Columns it must have, with these types; others may follow.
+
+    Raises:
+        IntegrityError: not Parquet, another format version, a required column missing or of another type, or a column
+            of a type that tables here never have.
+    """
+    with blamed(path), pq.ParquetFile(path) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != str(FORMAT_VERSION):
+        raise IntegrityError(f"{path}: format version {version}, this zoogen reads {FORMAT_VERSION}")
+    for name, kind in (expected or {}).items():
+        if schema.names.count(name) != 1 or schema.field(name).type != kind:
+            found = [str(f.type) for f in schema if f.name == name]
+            raise IntegrityError(f"{path}: column {name!r} should be {kind}, found {', '.join(found) or 'none'}")
+    for field in schema:
+        if schema.names.count(field.name) != 1 or not _plain(field.type):
+            raise IntegrityError(f"{path}: column {field.name!r} of type {field.type} does not belong in a table")
+    return schema, rows
+
+
+def read_parquet(
+    path: Path, expected: Mapping[str, pa.DataType] | None = None, columns: list[str] | None = None
+) -> pa.Table:
+    """A whole table, or some of its columns, after ``read_schema`` found it in order.
+
+    Raises:
+        IntegrityError: as ``read_schema``, or a page's checksum does not fit.
+        FileNotFoundError: not there.
+    """
+    read_schema(path, expected)
+    with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read(columns=columns)
+        table.validate(full=True)
+        return table
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Name the file in whatever pyarrow says about it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise IntegrityError(f"{path}: not readable as Parquet, it is damaged ({error})") from error
+
+
+def _plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    tests = (
+        pa.types.is_boolean,
+        pa.types.is_integer,
+        pa.types.is_floating,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_null,
+    )
+    return not isinstance(kind, pa.BaseExtensionType) and any(test(kind) for test in tests)
