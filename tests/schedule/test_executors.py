@@ -53,8 +53,8 @@ class Squares:
             yield os.getpid(), n, n * n
 
 
-class DiesOnce(Squares):
-    """Kills its own process at the first number, once per mark file."""
+class Deadly(Squares):
+    """Kills its own process over an item with a 3, so many times; each death leaves a file."""
 
     def __init__(self, folder, times):
         super().__init__()
@@ -176,6 +176,16 @@ def test_a_raised_flag_stops_items_in_the_middle_and_starts_no_more(executor):
     assert len(only(Started, seen)) <= 2
 
 
+def test_an_item_left_incomplete_by_its_worker_does_not_hold_up_the_others(executor):
+    taken = Incomplete("another build works on it")
+    events = run_all(executor, partial(Squares, {5: taken}), [Piece((4,)), Piece((5,)), Piece((6,))], halves)
+    seen = [next(events) for _ in range(8)]  # three began, two messages, two finished, one stopped
+    with pytest.raises(Incomplete, match=r"another build works on it.* 1 of 3 "):
+        next(events)
+    assert sorted(e.item.numbers for e in only(Finished, seen)) == [(4,), (6,)]
+    assert [e.item.numbers for e in only(Stopped, seen)] == [(5,)]
+
+
 def test_a_run_stopped_before_it_begins_starts_nothing(executor):
     stop = StopFlag()
     stop.request("SIGINT")
@@ -198,7 +208,7 @@ def test_a_worker_that_does_not_stop_is_ended_after_the_grace_time(ray_executor)
 
 def test_a_killed_worker_is_replaced_and_its_item_tried_again(ray_executor, tmp_path, capfd):
     pieces = [Piece((i, i + 1)) for i in range(0, 8, 2)]
-    events = list(run_all(ray_executor, partial(DiesOnce, tmp_path, times=2), pieces, halves))
+    events = list(run_all(ray_executor, partial(Deadly, tmp_path, times=2), pieces, halves))
     assert {e.item for e in only(Finished, events)} == set(pieces)
     assert [(e.item.numbers, e.failure.kind) for e in only(Retried, events)] == [((2, 3), "lost")] * 2
     assert not only(Failed, events)
@@ -206,11 +216,16 @@ def test_a_killed_worker_is_replaced_and_its_item_tried_again(ray_executor, tmp_
     assert not out + err, "Ray's own words stay out of the terminal"
 
 
-def test_a_killer_is_isolated_after_three_lost_workers_at_each_size(ray_executor, tmp_path):
-    events = list(run_all(ray_executor, partial(DiesOnce, tmp_path, times=99), [Piece((2, 3))], halves))
+def test_an_item_that_kills_its_workers_is_given_up_after_three(ray_executor, tmp_path):
+    events = list(run_all(ray_executor, partial(Deadly, tmp_path, times=99), [Piece((3,)), Piece((2,))], halves))
     assert [e.item.numbers for e in only(Failed, events)] == [(3,)]
     assert [e.item.numbers for e in only(Finished, events)] == [(2,)]
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_worker_whose_code_is_wrong_ends_the_run_with_its_traceback(ray_executor):
+    with pytest.raises(EnvironmentFault, match=r"KeyError: 'typo'[\s\S]*in __init__"):
+        list(run_all(ray_executor, partial(Cannot, KeyError("typo")), [Piece((1,))], halves))
 
 
 def test_workers_have_the_cores_of_their_item_and_no_gpu(ray_executor):

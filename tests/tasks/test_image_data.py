@@ -101,7 +101,10 @@ def test_a_stray_write_reaches_neither_the_file_nor_another_reader(make_fake, tm
     fake = make_fake("mnist")
     task = TASKS.make("mnist", {"val": 0})
     first = task.load(fake.root, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").rglob("test_inputs.npy")
+    stored = file.read_bytes()
     first.tensors("test", "cpu")[0].zero_()
+    assert file.read_bytes() == stored
     again = task.load(fake.root, tmp_path / "cache")
     assert np.array_equal(again.tensors("test", "cpu")[0].numpy(), fake.images["test"])
 

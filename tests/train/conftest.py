@@ -107,19 +107,26 @@ class SmallData:
         return nn.functional.cross_entropy(outputs_BC, targets_B, reduction="none", label_smoothing=label_smoothing)
 
 
+PLAIN_NET = SmallNet()
+PLAIN_SGD = SGD(lr=0.1)
+CONSTANT = Constant()
+EVERY_EPOCH = Recording((0, 1, 2, 3))
+ONE_CORE = Resources()
+
+
 @dataclass(frozen=True)
 class Setup:
     """Makes cohorts and trainers; every field can be set anew in ``cohort`` and ``trainer``."""
 
     data: SmallData = field(default_factory=SmallData)
-    architecture: SmallNet = SmallNet()
-    optimizer: Any = SGD(lr=0.1)
-    schedule: Any = Constant()
+    architecture: SmallNet = PLAIN_NET
+    optimizer: Any = PLAIN_SGD
+    schedule: Any = CONSTANT
     epochs: int = 3
     batch_size: int = 10
     training: dict[str, Any] = field(default_factory=dict)
-    recording: Recording = Recording((0, 1, 2, 3))
-    resources: Resources = Resources()
+    recording: Recording = EVERY_EPOCH
+    resources: Resources = ONE_CORE
     stored_through: int = -1
 
     def job(self, seed: int = 0, **changes: Any) -> Job:

@@ -93,7 +93,7 @@ def hint(node: Node) -> str:
     if isinstance(node.value, bool) and node.raw.lower() not in ("true", "false"):
         return f'YAML 1.1 reads {node.raw} as {str(node.value).lower()}; for text quote it: "{node.raw}"'
     if isinstance(node.value, str):
-        number = _as_number(node.value)
+        number = yaml_number(node.value)
         if number and node.plain:
             return f"YAML 1.1 reads {node.value} as text; write {number}"
         if number:
@@ -105,8 +105,9 @@ def hint(node: Node) -> str:
     return ""
 
 
-def _as_number(text: str) -> str:
+def yaml_number(text: str | float) -> str:
     """``1e-3`` -> ``1.0e-3``: the same number as YAML 1.1 wants it; empty where the text is none."""
+    text = str(text)
     try:
         value = float(text)
     except ValueError:

@@ -121,10 +121,11 @@ class FormReader:
         elif len(bounds.items) != 2:
             self._problems.add(bounds.position, f"{kind.value} needs two bounds, [low, high]")
             return None
-        return Drawn(node, kind.value, bounds.items) if self._values(bounds, kind.value) else None
+        fine = self._values(bounds, kind.value, twice=kind.value != "choice")
+        return Drawn(node, kind.value, bounds.items) if fine else None
 
-    def _values(self, items: ListNode, what: str) -> bool:
-        """Whether every item is a plain value and none comes twice."""
+    def _values(self, items: ListNode, what: str, twice: bool = False) -> bool:
+        """Whether every item is a plain value and none comes twice, unless ``twice`` says that it may."""
         seen: set = set()
         fine = True
         for item in items.items:
@@ -134,7 +135,7 @@ class FormReader:
                 fine = False
             elif is_broken(item):
                 fine = False
-            elif distinct(plain(item)) in seen:
+            elif not twice and distinct(plain(item)) in seen:
                 message = f"{show(item)} stands twice in this {what}"
                 self._problems.add(item.position, message, "equal cells would be one model; remove it")
                 fine = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from zoogen.blueprint.expand import Chosen
 from zoogen.blueprint.forms import Drawn, Form, Grid, Plain
-from zoogen.blueprint.nodes import ListNode, MapNode, Node, ScalarNode, plain, show
+from zoogen.blueprint.nodes import ListNode, MapNode, Node, ScalarNode, is_broken, plain, show
 from zoogen.blueprint.problems import Problems
 from zoogen.blueprint.sections import SECTIONS, Leaf
 
@@ -64,7 +64,10 @@ def check_draws(strata: Sequence[Chosen], root: MapNode, draws: int, problems: P
     if first is not None and key is None:
         message = f"{first.path} is drawn, but 'draws' does not say how often"
         problems.add(first.key.position, message, "add the key draws: 20 (draws per grid point)")
-    if first is None and key is not None and strata:
+    broken = any(
+        isinstance(leaf.form, Plain) and is_broken(leaf.form.node) for one in strata for leaf in one.leaves.values()
+    )
+    if first is None and key is not None and strata and not broken:
         help = "remove it, or write a value as {draw: {uniform: [0.0, 0.5]}}"
         problems.add(key[0].position, "'draws' is given, but no value is drawn", help)
     for leaves in drawn:

@@ -21,7 +21,7 @@ from zoogen.blueprint.overrides import apply
 from zoogen.blueprint.problems import Position, Problems, Source
 from zoogen.blueprint.read import read_file, read_yaml
 from zoogen.blueprint.records import Blueprint, Factor, Stratum
-from zoogen.blueprint.sections import SECTIONS, home, leaves
+from zoogen.blueprint.sections import REQUIRED, SECTIONS, home, is_section, leaves
 from zoogen.core.recipe import Training
 
 
@@ -131,13 +131,11 @@ class _Loading:
     def _stratum(self, builder: Builder, variant: Variant, chosen: Chosen) -> Stratum | None:
         parts: dict[str, Part | None] = {}
         for path in SECTIONS:
-            top = path.split(".")[0]
-            if not isinstance(variant.root.get(top), MapNode) and top not in ("seeds", "checkpoints", "resources"):
-                parts[path] = None  # missing or no mapping: recorded already
-            elif home(variant.root, path) is None or isinstance(home(variant.root, path), MapNode):
-                parts[path] = builder.part(path, chosen, variant.root)
-            else:
-                parts[path] = None
+            top, node = variant.root.get(path.split(".")[0]), home(variant.root, path)
+            # What is missing, no mapping or a value form is recorded already.
+            absent = top is None and path.split(".")[0] in REQUIRED
+            wrong = [n for n in (top, node) if n is not None and not is_section(n, path)]
+            parts[path] = None if absent or wrong else builder.part(path, chosen, variant.root)
         whole = {path: part for path, part in parts.items() if part is not None}
         if len(whole) < len(parts):
             return None

@@ -13,7 +13,7 @@ from zoogen.blueprint.problems import BlueprintError, Position, Problem, Problem
 from zoogen.core.errors import EnvironmentFault
 
 MAX_BYTES = 4 << 20
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 MAX_DEPTH = 40
 _TAG = "tag:yaml.org,2002:"
 

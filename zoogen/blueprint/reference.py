@@ -1,13 +1,16 @@
-"""The blueprint's keys as Markdown, for the documentation: types, defaults and meanings from the checked dataclasses."""
+"""The blueprint's keys as Markdown for the documentation: types, defaults and meanings of the checked dataclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
+from zoogen.blueprint.check import yaml_number
 from zoogen.blueprint.fields import FieldSpec, fields_of, summary
 from zoogen.blueprint.sections import PLAIN_SECTIONS, SECTIONS, Head, Section, SeedKeys
 from zoogen.core.registry import Registry
 
+_BY_NAME = object()  # a shared key whose default depends on the name
 _TITLES = {
     "task": "`task`: what the models are trained on",
     "architecture": "`architecture`: what is trained",
@@ -78,7 +81,7 @@ def _registry(registry: Registry) -> list[str]:
     shared = _shared([fields_of(cls) for cls in classes.values()])
     parts = []
     if shared:
-        parts += [f"Keys of every {registry.kind} (defaults may differ, see below):", _table(shared.values())]
+        parts += [f"Keys of every {registry.kind}:", _table(shared.values())]
     for name, cls in classes.items():
         own = [s for key, s in fields_of(cls).items() if key not in shared or _row(s) != _row(shared[key])]
         parts += [f"**`name: {name}`** — {summary(cls) or 'no further keys'}", _table(own) if own else ""]
@@ -89,11 +92,12 @@ def _shared(tables: list[Mapping[str, FieldSpec]]) -> dict[str, FieldSpec]:
     if len(tables) < 2:
         return {}
     first, *others = tables
-    return {
-        key: spec
-        for key, spec in first.items()
-        if all(key in table and table[key].words == spec.words for table in others)
-    }
+    found = {}
+    for key, spec in first.items():
+        if all(key in table and table[key].words == spec.words for table in others):
+            same = all(_default(table[key]) == _default(spec) for table in others)
+            found[key] = spec if same else replace(spec, default=_BY_NAME)
+    return found
 
 
 def _table(specs: Iterable[FieldSpec]) -> str:
@@ -108,10 +112,12 @@ def _row(spec: FieldSpec) -> str:
 def _default(spec: FieldSpec) -> str:
     if spec.required:
         return "required"
+    if spec.default is _BY_NAME:
+        return "see below"
     if spec.default is None or spec.default in ("", ()) or (isinstance(spec.default, Mapping) and not spec.default):
         return ""
     if isinstance(spec.default, bool):
         return f"`{str(spec.default).lower()}`"
     if isinstance(spec.default, tuple):
         return f"`{list(spec.default)}`"
-    return f"`{spec.default}`"
+    return f"`{yaml_number(spec.default)}`" if isinstance(spec.default, float) else f"`{spec.default}`"

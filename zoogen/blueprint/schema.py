@@ -1,6 +1,6 @@
 """JSON Schema (draft 2020-12) of the blueprint, for editors; made from the same dataclasses that ``load`` checks with.
 
-What a schema cannot say (unique names of factors, epochs within the training, the number of cells) only ``load`` checks.
+What a schema cannot say (axes that are factors, epochs within the training, the number of cells) only ``load`` checks.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _Writer:
         return {"$ref": f"#/$defs/{name}"}
 
     def forms(self, name: str, plain: Json, factors: bool) -> Json:
-        described = {key: plain[key] for key in ("description", "default") if key in plain}
+        described: Json = {key: plain[key] for key in ("description", "default") if key in plain}
         value = {key: item for key, item in plain.items() if key not in described}
         again = {"$ref": f"#/$defs/{name}"}
         by = _object({"by": {"type": "string"}, "cases": _cases(again), "otherwise": again}, ("by", "cases"))

@@ -193,6 +193,11 @@ def subsections(path: str) -> list[str]:
     return [p[len(path) + 1 :] for p in SECTIONS if p.startswith(path + ".")]
 
 
+def is_section(node: Node, path: str) -> bool:
+    """Whether a section's node is a mapping of keys; ``draw`` is a key of seeds, elsewhere a value form."""
+    return isinstance(node, MapNode) and (path == "seeds" or not is_form(node))
+
+
 def home(root: MapNode, path: str) -> Node | None:
     """The node of a section."""
     node: Node | None = root
@@ -216,7 +221,7 @@ def _leaves(path: str, node: Node, forms: FormReader, problems: Problems) -> Ite
         example = "{name: ...}" if section.registry else "a mapping of its keys"
         problems.add(node.position, f"{path} must be a mapping, got {show(node)}", f"write {example}")
         return
-    if path != "seeds" and is_form(node):
+    if not is_section(node, path):
         help = "vary single keys, or list whole settings under 'coupled'"
         problems.add(node.position, f"{path} as a whole cannot be a grid, draw or by", help)
         return

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zoogen.build.manifest import architecture_id, task_id
 from zoogen.build.reconcile import Reconciled, cell_numbers, to_record
 from zoogen.core.records import Cohort
 from zoogen.plan import Plan
@@ -31,7 +32,16 @@ class Ledger:
         """Store cohorts and plan; the cohorts first, since the plan names them."""
         cohorts = self.reconciled.cohorts
         self._folder.write_cohorts([to_record(c, trimmed=c.cohort_id in self._trimmed) for c in cohorts])
-        self._folder.write_plan(self._plan.table.assign(cohort_id=self.reconciled.cohort_ids()))
+        self._folder.write_plan(self._plan.table.assign(cohort_id=self.reconciled.cohort_ids(), **self._descriptions()))
+
+    def _descriptions(self) -> dict[str, np.ndarray]:
+        """Where the manifest describes each cell's architecture and task (object [cells])."""
+        plan = self._plan
+        pairs = list(zip(plan.groups, plan.layouts, strict=True))
+        architectures = np.array([architecture_id(g.architecture, g.task, at) for g, at in pairs], dtype=object)
+        tasks = np.array([task_id(g.task) for g in plan.groups], dtype=object)
+        sizes = np.diff(plan.starts)
+        return {"architecture_id": np.repeat(architectures, sizes), "task_id": np.repeat(tasks, sizes)}
 
     def split(self, cohort: Cohort) -> tuple[Cohort, Cohort] | None:
         """Replace a failing cohort by two halves, which store what its sealed shards lack; None for one model."""

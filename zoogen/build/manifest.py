@@ -7,6 +7,7 @@ from typing import Any
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.contracts import TaskData, describe_task
 from zoogen.core.errors import IntegrityError, UserError
+from zoogen.core.layout import Layout
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.plan import Plan
 from zoogen.store.shard_info import software
@@ -15,6 +16,17 @@ from zoogen.store.shard_info import software
 def task_id(task: Any) -> str:
     """Digest of a task's identity; names its entry in the manifest and its split file."""
     return digest(canonical_json(describe_task(task)))
+
+
+def describe_architecture(architecture: Any, task: Any, layout: Layout) -> dict[str, Any]:
+    """An architecture on a task, as the manifest keeps it: what builds the network again, and its layout."""
+    described = {**ARCHITECTURES.describe(architecture), "input_shape": list(task.input_shape)}
+    return described | {"outputs": task.outputs, "layout": layout.layout_id}
+
+
+def architecture_id(architecture: Any, task: Any, layout: Layout) -> str:
+    """Names an architecture's entry in the manifest; the plan's column ``architecture_id``."""
+    return digest(canonical_json(describe_architecture(architecture, task, layout)))
 
 
 def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
@@ -37,8 +49,7 @@ def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
     tasks = dict(stored.get("tasks", {}))
     layouts = dict(stored.get("layouts", {}))
     for group, layout in zip(plan.groups, plan.layouts, strict=True):
-        described = {**ARCHITECTURES.describe(group.architecture), "input_shape": list(group.task.input_shape)}
-        described |= {"outputs": group.task.outputs, "layout": layout.layout_id}
+        described = describe_architecture(group.architecture, group.task, layout)
         architectures[digest(canonical_json(described))] = described
         layouts.setdefault(layout.layout_id, layout.to_json())
         own = tasks.setdefault(task_id(group.task), {})

@@ -67,14 +67,10 @@ class Outcome:
     planned: int
     trained: int
     diverged: int
+    open: int  # neither results nor failed yet
     failed: dict[str, str]
     model_steps: int
     seconds: float
-
-    @property
-    def open(self) -> int:
-        """Models that are neither results nor failed yet."""
-        return self.planned - self.trained - self.diverged - len(self.failed)
 
     @property
     def exit_code(self) -> int:
@@ -134,6 +130,7 @@ def build(options: BuildOptions, executor: Executor, reporter: Reporter, stop: S
                 len(plan),
                 tables["trained"],
                 tables["diverged"],
+                tables["planned"],
                 run.failures.reasons,
                 run.steps,
                 time.monotonic() - run.began,

@@ -176,7 +176,7 @@ def difference(gone: pd.DataFrame, now: pd.DataFrame, *, most: int = 8) -> list[
     """One line per setting whose values among the ``gone`` models are not (all) planned ``now``."""
     lines = []
     for name in gone.columns:
-        if name in ("model_id", "split", "group", "cohort_id"):
+        if name in ("model_id", "split", "group", "cohort_id", "architecture_id", "task_id"):
             continue
         before = set(gone[name].astype(object).where(gone[name].notna(), None))
         after = set(now[name].astype(object).where(now[name].notna(), None)) if name in now.columns else set()

@@ -48,7 +48,7 @@ def run_all(
     failures: Counter[int] = Counter()
     kept: list[Any] = []  # an item's id() stays its own while the item lives
     stopped = ""
-    with closing(executor.run(factory, todo, stop)) as events:  # type: ignore[type-var]
+    with closing(executor.run(factory, todo, stop)) as events:
         for event in events:
             if isinstance(event, Finished):
                 left -= 1

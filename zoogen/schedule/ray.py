@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class RayExecutor:
         """Start or connect to Ray in a thread; errors come from ``run``."""
         self._connection.open()
 
-    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Iterator[Event]:
+    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Generator[Event, None, None]:
         """See ``Executor.run``. Items of one shape start in their order; each shape has workers of its own."""
         self.start()
         if not self._connection.wait(stop):
@@ -137,14 +137,14 @@ class _Connection:
     def close(self) -> None:
         if self._thread is None:
             return
-        self._ready.wait(START_SECONDS)
+        self._ready.wait(max(0.0, self._began + START_SECONDS - time.monotonic()))
         if self._ours and ray.is_initialized():
             ray.shutdown()
         self._closing.set()
         self._thread.join(5)
         if self._folder is not None and self._error is None:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._thread = None
+        self._thread, self._error, self._folder, self._ours = None, None, None, False
         self._ready.clear()
         self._closing.clear()
 
@@ -286,7 +286,7 @@ class _Pool:
         elif time.monotonic() - self._worked_at > PLACEMENT_SECONDS:
             asked = " or ".join(in_words(shape) for shape, queue in self._queues.items() if queue)
             raise EnvironmentFault(
-                f"the cluster started no worker within {PLACEMENT_SECONDS:.0f} s; asked for {asked} each, its nodes "
+                f"Ray started no worker within {PLACEMENT_SECONDS:.0f} s; asked for {asked} each, its nodes "
                 f"have {self._offer()}; `ray status` tells who uses them"
             )
 

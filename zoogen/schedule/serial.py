@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from zoogen.schedule.stop import StopFlag
@@ -20,7 +20,7 @@ class SerialExecutor:
     def start(self) -> None:
         """Nothing to start."""
 
-    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Iterator[Event]:
+    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Generator[Event, None, None]:
         """See ``Executor.run``; errors of the factory come as they are."""
         if self._threads is not None:
             limit_threads(self._threads)

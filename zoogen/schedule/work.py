@@ -6,7 +6,7 @@ import os
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -143,7 +143,7 @@ class Executor(Protocol):
         """Begin to start up and return at once, so that planning goes on meanwhile; ``run`` does it otherwise."""
         ...
 
-    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Iterator[Event]:
+    def run(self, factory: WorkerFactory, todo: deque[Any], stop: StopFlag) -> Generator[Event, None, None]:
         """Take items from the left of ``todo`` until it is empty and all work has ended, yielding what happens.
 
         The caller may append to ``todo`` between two events. Every item taken ends in exactly one ``Finished``,

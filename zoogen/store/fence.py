@@ -86,3 +86,18 @@ def _owner(data: bytes) -> str:
         return f"process {owner['pid']} on {owner['host']} since {owner['start']}"
     except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+def builder_of(zoo: Path) -> str | None:
+    """Who holds the zoo's lock now, in words; None when nobody does."""
+    try:
+        descriptor = os.open(work_folder(zoo) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(os.read(descriptor, 4096))
+    finally:
+        os.close(descriptor)
+    return None

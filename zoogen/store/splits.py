@@ -22,9 +22,9 @@ def write_splits(zoo: Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> N
         path = _path(zoo, task)
         if path.exists():
             continue
-        codes = np.repeat(np.arange(3, dtype=np.int32), [len(parts[p]) for p in _PARTS])  # type: ignore[index]
+        codes = np.repeat(np.arange(3, dtype=np.int32), [len(parts[p]) for p in _PARTS])
         column = pa.DictionaryArray.from_arrays(codes, list(_PARTS))
-        index = np.concatenate([parts[p] for p in _PARTS]).astype(np.int64)  # type: ignore[index]
+        index = np.concatenate([parts[p] for p in _PARTS]).astype(np.int64)
         schema = pa.schema(_COLUMNS)
         replace_parquet(path, [pa.table({"part": column, "index": index}, schema=schema)], schema)
 

@@ -333,5 +333,5 @@ def _same_column(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
         return a.cast(a.type.value_type).equals(b.cast(b.type.value_type))
     if pa.types.is_floating(a.type):
         blank = pc.is_null(a).equals(pc.is_null(b))
-        return blank and np.array_equal(pa.chunked_array(a).to_numpy(), pa.chunked_array(b).to_numpy(), equal_nan=True)
+        return blank and np.array_equal(a.to_numpy(), b.to_numpy(), equal_nan=True)
     return a.equals(b)

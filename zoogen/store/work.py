@@ -112,6 +112,7 @@ class Work:
                 self._cohort.cohort_id,
                 error,
             )
+            self._keep_only(set())  # else what is saved next would be tied to damaged files
             return None
 
     def drop_through(self, epoch: int) -> None:
@@ -194,8 +195,11 @@ class Work:
             kept = {_CURRENT, *self._current()["files"]} if (self.folder / _CURRENT).exists() else set()
         except (IntegrityError, KeyError, TypeError):
             return  # ``load`` reports it
+        self._keep_only(kept)
+
+    def _keep_only(self, names: set[str]) -> None:
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -292,3 +296,13 @@ def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     about = json.loads(data[8 : 8 + length])["__metadata__"]["about"]
     # Copies: a trainer writes into the arrays it is given.
     return {name: array.copy() for name, array in load(data).items()}, json.loads(about)
+
+
+def unfinished_epochs(zoo: Path) -> dict[str, int]:
+    """cohort_id -> epoch reached, of every cohort with kept work; reads names of files only."""
+    found: dict[str, int] = {}
+    for current in (work_folder(zoo) / "cohorts").glob(f"*/{_CURRENT}"):
+        states = [int(path.stem.removeprefix("state-")) for path in current.parent.glob("state-*.safetensors")]
+        if states:
+            found[current.parent.name.partition(".")[0]] = max(states)
+    return found

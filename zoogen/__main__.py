@@ -1,0 +1,5 @@
+"""``python -m zoogen``."""
+
+from zoogen.cli import main
+
+main()
