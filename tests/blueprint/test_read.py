@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
 
 from zoogen.blueprint import BlueprintError, load, loads
@@ -102,3 +105,38 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path, write):
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + write().replace("\n", "\r\n").encode())
     assert load(path).strata == loads(write()).strata
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_text_is_read_or_refused_but_never_crashes(seed, write):
+    text = write(
+        architecture="{name: test-net, width: {grid: [1, 2]}, rate: {by: architecture.width, cases: {1: 0.5}}}",
+        training="{epochs: 5, batch_size: 1, optimizer: {name: {grid: [test-plain, test-heavy]}, lr: 0.1}}",
+        coupled="{a: [{task: {val: 3}}, {task: {val: 4}, seeds: {init: 3}}]}",
+    )
+    pieces = [
+        *"{}[]:,",
+        "grid",
+        "{draw: {uniform: [0, 1]}}",
+        "by",
+        "null",
+        "-1",
+        "1e-3",
+        "&a",
+        "*a",
+        "<<: *a",
+        "? [1]\n: 2",
+    ]
+    rng = random.Random(seed)
+    refused = 0
+    for _ in range(50):
+        tokens = re.findall(r"\w[\w.-]*|\s+|.", text)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(tokens))
+            tokens[place : place + rng.randint(0, 1)] = [rng.choice([*pieces, rng.choice(tokens)])]
+        try:
+            loads("".join(tokens))
+        except BlueprintError as error:
+            refused += 1
+            assert all(str(problem) for problem in error.problems)
+    assert refused > 10

@@ -48,7 +48,9 @@ DTYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "u
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_and_odd_values_come_back(sample, dtype):
-    special = {"f": [np.nan, -0.0, np.inf, 1e-45], "b": [True, False, True, True]}.get(np.dtype(dtype).kind, [0, 1, 2, 3])
+    special = {"f": [np.nan, -0.0, np.inf, 1e-45], "b": [True, False, True, True]}.get(
+        np.dtype(dtype).kind, [0, 1, 2, 3]
+    )
     values = np.array(special).astype(dtype).reshape(4, 1)
     state = CohortState(
         1,

@@ -206,5 +206,6 @@ def test_an_eps_file_named_jpg_is_not_given_to_ghostscript(make_fake, tmp_path):
     fake = make_fake("eurosat", unpacked=True)
     picture = sorted(fake.root.rglob("*.jpg"))[0]
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\nshowpage\n")
-    with pytest.raises(IntegrityError, match=picture.name):
+    # Where Ghostscript is missing, Pillow's own refusal would look the same but for its words.
+    with pytest.raises(IntegrityError, match=f"{picture.name} .* none of JPEG, PNG"):
         load("eurosat", fake, tmp_path, test=9)

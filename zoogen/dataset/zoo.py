@@ -1,0 +1,245 @@
+"""An open zoo: what it holds as tables, and the way to its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from zoogen.core.errors import IntegrityError, UserError, suggest
+from zoogen.core.layout import Layout
+from zoogen.dataset.filters import Epochs
+from zoogen.dataset.selection import Selection
+from zoogen.dataset.shards import Shards
+from zoogen.dataset.tables import Tables, read_tables
+from zoogen.store.splits import read_split
+from zoogen.store.zoo import MANIFEST_FILE, ZooFolder, layout_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor, nn
+
+_MANIFEST = {"name": str, "version": int, "factors": list, "architectures": dict, "tasks": dict, "layouts": dict}
+_SHORTEST_PREFIX = 6
+
+
+def open_zoo(path: str | os.PathLike[str]) -> Zoo:
+    """``zoogen.open``: the zoo in the folder ``path``.
+
+    Raises:
+        UserError: there is no zoo.
+        IntegrityError: its manifest is damaged or of an unknown format.
+    """
+    folder = ZooFolder(Path(path))
+    return Zoo(folder, folder.manifest())
+
+
+class Zoo:
+    """A population of trained models on disk. Tables are read when first used, weights when asked for.
+
+    ``len`` is the number of models with stored states. A zoo that is still being built shows what was sealed when its
+    tables were last made; open it again to see more.
+
+    Attributes:
+        path: Its folder.
+        manifest: ``zoo.json``: blueprints, architectures, tasks, layouts, software.
+        shards: Readers of its weights.
+    """
+
+    def __init__(self, folder: ZooFolder, manifest: Mapping[str, Any]) -> None:
+        for key, kind in _MANIFEST.items():
+            if not isinstance(manifest.get(key), kind):
+                raise IntegrityError(f"{folder.path / MANIFEST_FILE}: {key!r} is missing or no {kind.__name__}")
+        self.path = folder.path
+        self.manifest = manifest
+        self.shards = Shards(folder.path)
+        self._layouts: dict[str, Layout] = {}
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @property
+    def version(self) -> int:
+        return self.manifest["version"]
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Dotted keys of the settings that differ between models (the seed apart); columns of ``models``."""
+        return tuple(self.manifest["factors"])
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Both tables and the links between them."""
+        return read_tables(ZooFolder(self.path))
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """One row per planned model: id, settings, status, and the scores of its last checkpoint."""
+        return self.tables.models.copy(deep=False)
+
+    @property
+    def checkpoints(self) -> pd.DataFrame:
+        """One row per stored state: model, epoch, losses, scores, norms, and where its weights lie."""
+        return self.tables.checkpoints.copy(deep=False)
+
+    def __len__(self) -> int:
+        return int((self.tables.last_epoch >= 0).sum())
+
+    def __repr__(self) -> str:
+        planned = len(self.tables.models)
+        models = f"{len(self):,} models" if len(self) == planned else f"{len(self):,} of {planned:,} planned models"
+        factors = ", ".join(self.factors) or "none"
+        states = f"{len(self.tables.checkpoints):,} states"
+        return f"<zoo {self.name!r} version {self.version} at {self.path}: {models}, {states}; factors: {factors}>"
+
+    def select(
+        self,
+        where: str | None = None,
+        *,
+        epochs: Epochs | None = None,
+        split: str | Sequence[str] | None = None,
+        **settings: Any,
+    ) -> Selection:
+        """Stored states that fulfil every condition; conditions of further ``select`` calls add to them.
+
+        ::
+
+            zoo.select("lr < 0.01 and test_acc > 0.9", epochs="last", split="train")
+            zoo.select(activation=["tanh", "relu"], epochs=range(0, 51, 10))
+
+        Args:
+            where: Predicate on columns of checkpoints and models. A name means the state's own column where there is
+                one (``test_acc`` at that epoch); ``final.test_acc`` is that of its model's last checkpoint.
+            epochs: One epoch, several, a range or slice of epochs, or each model's "first" or "last" stored one.
+            split: Side of the model split: "train", "val", "test", or several.
+            **settings: Values of model columns, one or a list; the unique end of a dotted name will do.
+
+        Raises:
+            UserError: an unknown column, value, epoch or split.
+        """
+        everything = Selection(self, np.arange(len(self.tables.checkpoints)))
+        return everything.select(where, epochs=epochs, split=split, **settings)
+
+    def state_dict(self, model_id: str, epoch: int | Literal["first", "last"] = "last") -> dict[str, Tensor]:
+        """The tensors of one stored state by name, as ``nn.Module.load_state_dict`` takes them.
+
+        Args:
+            model_id: Its id, or the first 6 or more digits of it.
+            epoch: A stored epoch of this model, or its first or last one.
+
+        Raises:
+            UserError: no such model or epoch is stored.
+            IntegrityError: its shard is damaged.
+        """
+        from zoogen.dataset.modules import state_dict
+
+        selection = self._state(self._model(model_id), epoch)
+        found = state_dict(self.shards, selection.states(), selection.layout)
+        self.shards.close()
+        return found
+
+    def module(
+        self, model_id: str, epoch: int | Literal["first", "last"] = "last", *, allow: Sequence[str] = ()
+    ) -> nn.Module:
+        """The network of one stored state, in eval mode, on the CPU: normalised inputs to class scores.
+
+        Args:
+            model_id, epoch: As for ``state_dict``.
+            allow: Import paths (``package.module:factory``) whose code may run, for models that are made by such.
+
+        Raises:
+            UserError: no such state; its code is not allowed; or the architecture here is not the stored one.
+            IntegrityError: shard or manifest are damaged.
+        """
+        from zoogen.dataset.modules import build_network, restore_architecture
+
+        model = self._model(model_id)
+        row = self.tables.models.iloc[model].to_dict()
+        described = self.architecture(row["architecture_id"])
+        architecture = restore_architecture(described, row)
+        layout = self.layout(described["layout"])
+        return build_network(architecture, described, layout, self.state_dict(row["model_id"], epoch), allow)
+
+    def split_indices(self, task: str | None = None) -> dict[str, np.ndarray]:
+        """int64 sample indices of a task's parts: train and val into the published training files, test into the test files.
+
+        Args:
+            task: Name or id; may be left out where the zoo has one task.
+
+        Raises:
+            UserError: no such task, several, or nothing is trained on it yet.
+        """
+        tasks = self.manifest["tasks"]
+        fitting = [i for i, entry in tasks.items() if task is None or task in (i, entry.get("name"))]
+        if len(fitting) != 1:
+            if not fitting:
+                names = {str(entry.get("name")) for entry in tasks.values()}
+                raise UserError(f"unknown task {task!r}\n{suggest(str(task), names)}")
+            shown = "\n".join(f"  {i}: {tasks[i].get('name')}" for i in fitting)
+            raise UserError(f"the zoo has several such tasks; name one by its id (column task_id):\n{shown}")
+        try:
+            return read_split(self.path, fitting[0])
+        except FileNotFoundError:
+            raise UserError(f"no model of task {task or fitting[0]!r} is trained yet, so it has no split") from None
+
+    def architecture(self, architecture_id: str) -> Mapping[str, Any]:
+        """How the manifest describes an architecture on a task: name, arguments, input shape, outputs, layout.
+
+        Raises:
+            IntegrityError: it does not.
+        """
+        found = self.manifest["architectures"].get(architecture_id)
+        if not isinstance(found, dict) or not {"name", "input_shape", "outputs", "layout"} <= found.keys():
+            raise IntegrityError(f"{self.path / MANIFEST_FILE}: architecture {architecture_id!r} is missing or damaged")
+        return found
+
+    def layout(self, layout_id: str) -> Layout:
+        """A layout of the manifest, checked.
+
+        Raises:
+            IntegrityError: it is missing or damaged.
+        """
+        if layout_id not in self._layouts:
+            self._layouts[layout_id] = layout_of(self.manifest, layout_id, self.path)
+        return self._layouts[layout_id]
+
+    def bytes_on_disk(self) -> int:
+        """Bytes of all files but the work of unfinished cohorts."""
+        work = self.path / ".work"
+        return sum(p.stat().st_size for p in self.path.rglob("*") if work not in p.parents and p.is_file())
+
+    def _model(self, model_id: str) -> int:
+        """Row in ``models`` of an id or the beginning of one."""
+        ids = self.tables.ids
+        if model_id in ids:
+            return int(ids.get_loc(model_id))
+        if not isinstance(model_id, str) or len(model_id) < _SHORTEST_PREFIX:
+            raise UserError(f"model id {model_id!r} is too short; give at least {_SHORTEST_PREFIX} of its digits")
+        fitting = np.flatnonzero(ids.str.startswith(model_id.lower()))
+        if len(fitting) == 1:
+            return int(fitting[0])
+        if len(fitting):
+            raise UserError(f"{len(fitting)} models begin with {model_id!r}: {', '.join(ids[fitting[:5]])}")
+        raise UserError(f"no model {model_id!r} in zoo {self.name!r}; zoo.models lists all of them")
+
+    def _state(self, model: int, epoch: int | str) -> Selection:
+        rows = np.flatnonzero(self.tables.model_of == model)
+        stored = self.tables.epochs[rows]
+        row = self.tables.models.iloc[model]
+        if not len(rows):
+            why = f": {row['reason']}" if row["status"] == "failed" else ""
+            raise UserError(f"model {row['model_id']} has no stored states; it is {row['status']}{why}")
+        if isinstance(epoch, str):
+            if epoch not in ("first", "last"):
+                raise UserError(f"unknown epoch {epoch!r}; give a number, 'first' or 'last'")
+            epoch = int(stored.min() if epoch == "first" else stored.max())
+        if epoch not in stored:
+            diverged = f" (it diverged in epoch {row['diverged_epoch']:.0f})" if row["status"] == "diverged" else ""
+            shown = ", ".join(map(str, sorted(stored.tolist())))
+            raise UserError(f"model {row['model_id']} has no state of epoch {epoch}{diverged}\nstored epochs: {shown}")
+        return Selection(self, rows[stored == epoch][:1])
