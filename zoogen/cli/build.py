@@ -80,7 +80,7 @@ def build(
     sys.exit(outcome.exit_code)
 
 
-def _ray(address: str | None, cpus: int | None, gpus: int | None):  # type: ignore[no-untyped-def]
+def _ray(address: str | None, cpus: int | None, gpus: int | None):
     from zoogen.core.errors import EnvironmentFault
 
     if address is not None and (cpus is not None or gpus is not None):
@@ -95,7 +95,7 @@ def _ray(address: str | None, cpus: int | None, gpus: int | None):  # type: igno
     return RayExecutor(address, cpus=cpus, gpus=gpus, grace_seconds=20.0)
 
 
-def _closing(outcome) -> str:  # type: ignore[no-untyped-def]
+def _closing(outcome) -> str:
     """The last words of a build."""
     parts = [f"{outcome.trained} trained"]
     parts += [f"{outcome.diverged} diverged"] if outcome.diverged else []

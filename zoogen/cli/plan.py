@@ -103,7 +103,7 @@ def size(count: float) -> str:
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Aligned columns: the first to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    left = [not any(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
+    left = [i == 0 or not any(row[i][:1].isdigit() for row in rows) for i in range(len(head))]
     lines = []
     for row in [head, *rows]:
         cells = [c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(row, widths, left, strict=True)]

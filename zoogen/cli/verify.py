@@ -47,7 +47,7 @@ def verify(zoo: Path, quick: bool, move_damaged: bool, as_json: bool) -> None:
         sys.exit(Incomplete.exit_code)
 
 
-def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:  # type: ignore[no-untyped-def]
+def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:
     counts = report.counts
     if report.damaged:
         return (

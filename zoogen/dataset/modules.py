@@ -58,12 +58,18 @@ def restore_architecture(described: Mapping[str, Any], row: Mapping[str, Any]) -
 
 
 def build_network(
-    architecture: Any, described: Mapping[str, Any], layout: Layout, state: Mapping[str, Tensor], allow: Sequence[str]
+    architecture: Any,
+    described: Mapping[str, Any],
+    layout: Layout,
+    state: Mapping[str, Tensor],
+    seed: int,
+    allow: Sequence[str],
 ) -> nn.Module:
-    """The network in eval mode with these tensors.
+    """The network in eval mode with these tensors; ``seed`` draws what its state dict does not hold.
 
     Raises:
         UserError: its code may not run, or no longer makes the network that was stored.
+        IntegrityError: the manifest describes no network.
     """
     if architecture.runs_code:
         name = getattr(architecture, "path", architecture.registered_name)
@@ -73,11 +79,16 @@ def build_network(
                 f"if you trust that code, allow it: zoo.module(model_id, allow=({name!r},)); "
                 "zoo.state_dict(model_id) gives the tensors without running anything"
             )
-    shape, outputs = tuple(described["input_shape"]), described["outputs"]
-    # On the meta device first: what zoo.json asks for takes no memory until it is known to be what is stored.
-    _check(describe(architecture, shape, outputs), layout, architecture)
-    # Any seed: every tensor is replaced.
-    module = build_model(architecture, shape, outputs, seed=0)
+    try:
+        shape, outputs = tuple(described["input_shape"]), described["outputs"]
+        # On the meta device first: what zoo.json asks for takes no memory until it is known to be what is stored.
+        found = describe(architecture, shape, outputs)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        if architecture.runs_code:
+            raise
+        raise IntegrityError(f"zoo.json: {dict(described)} describes no network ({error!r})") from error
+    _check(found, layout, architecture)
+    module = build_model(architecture, shape, outputs, seed)
     _check(describe_module(module), layout, architecture)
     module.load_state_dict(dict(state), strict=True)
     return module.eval()

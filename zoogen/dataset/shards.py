@@ -1,4 +1,4 @@
-"""Reads states out of sealed shards: each shard opened once, its rows in ascending order, checked against the tables."""
+"""Reads states out of sealed shards: shard by shard, rows in ascending order, checked against the tables."""
 
 from __future__ import annotations
 

@@ -163,10 +163,13 @@ class Zoo:
         described = self.architecture(row["architecture_id"])
         architecture = restore_architecture(described, row)
         layout = self.layout(described["layout"])
-        return build_network(architecture, described, layout, self.state_dict(row["model_id"], epoch), allow)
+        state = self.state_dict(row["model_id"], epoch)
+        own = row.get("seeds.init")
+        seed = int(row["seed"] if own is None or own != own else own)
+        return build_network(architecture, described, layout, state, seed, allow)
 
     def split_indices(self, task: str | None = None) -> dict[str, np.ndarray]:
-        """int64 sample indices of a task's parts: train and val into the published training files, test into the test files.
+        """int64 sample indices per part: train and val into a task's training files, test into its test files.
 
         Args:
             task: Name or id; may be left out where the zoo has one task.

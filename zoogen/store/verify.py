@@ -285,6 +285,10 @@ def _derived(
     if report.damaged:
         return  # the tables may be right about a shard that is not
     models, checkpoints = folder.path / MODELS_TABLE, folder.path / CHECKPOINTS_TABLE
+    absent = [path.name for path in (checkpoints, models) if not path.is_file()]
+    if absent:
+        report.stale += absent
+        return
     try:
         told = read_parquet(models, {"model_id": pa.string(), "reason": pa.string()})
         reasons = zip(told["model_id"].to_pylist(), told["reason"].to_pylist(), strict=True)
@@ -295,8 +299,6 @@ def _derived(
             report.stale.append(CHECKPOINTS_TABLE)
         elif not same_table(derived.models(schema), told):
             report.stale.append(MODELS_TABLE)
-    except FileNotFoundError as error:
-        report.stale.append(Path(error.filename).name)
     except IntegrityError as error:
         report.stale.append(str(error))
 

@@ -1,0 +1,66 @@
+"""What tests of several rooms share: a small zoo, built once per session by the real pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SMALL_BLUEPRINT = """\
+zoo: small
+version: 1
+description: A dozen small networks on scikit-learn's digits.
+task: {name: digits, split_seed: 42}
+architecture:
+  name: mlp
+  hidden: [8]
+  activation: {grid: [tanh, relu]}
+  dropout: {grid: [0.0, 0.25]}
+training:
+  epochs: 3
+  batch_size: 64
+  optimizer: {name: sgd, lr: {grid: [1.0e-1, 1.0e-3, 1.0e+6]}}  # the last one diverges with relu
+seeds: {range: [0, 1]}
+checkpoints: {test_predictions: true}
+"""
+
+
+class SilentReporter:
+    """Hears what a build does and says nothing."""
+
+    def begin(self, *_: object) -> None: ...
+
+    def progress(self, *_: object) -> None: ...
+
+    def note(self, *_: object) -> None: ...
+
+
+def build_zoo(folder: Path, blueprint: str, *overrides: str) -> Path:
+    """Build the zoo of a blueprint's text in this process; returns its folder."""
+    from zoogen.build.pipeline import BuildOptions, build
+    from zoogen.schedule import SerialExecutor, StopFlag
+
+    file = folder / "blueprint.yaml"
+    file.write_text(blueprint)
+    options = BuildOptions(blueprint=file, out=folder / "zoo", overrides=overrides)
+    outcome = build(options, SerialExecutor(), SilentReporter(), StopFlag())
+    assert outcome.exit_code == 0, outcome
+    return outcome.path
+
+
+@pytest.fixture(scope="session")
+def small_zoo(tmp_path_factory) -> Path:
+    """Folder of a zoo of 12 small networks on digits: 3 epochs, some of them diverged. Copy it to change it."""
+    return build_zoo(tmp_path_factory.mktemp("small"), SMALL_BLUEPRINT)
+
+
+@pytest.fixture(scope="session")
+def mixed_zoo(tmp_path_factory) -> Path:
+    """Folder of a zoo with two layouts (hidden units 4 and 6), one with a batch of drawn learning rates; one epoch."""
+    text = (
+        SMALL_BLUEPRINT.replace("zoo: small", "zoo: mixed")
+        .replace("hidden: [8]", "hidden: {grid: [[4], [6]]}")
+        .replace("{grid: [1.0e-1, 1.0e-3, 1.0e+6]}", "0.1")
+        .replace("epochs: 3", "epochs: 1")
+    )
+    return build_zoo(tmp_path_factory.mktemp("mixed"), text)
