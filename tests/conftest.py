@@ -19,7 +19,7 @@ architecture:
 training:
   epochs: 3
   batch_size: 64
-  optimizer: {name: sgd, lr: {grid: [1.0e-1, 1.0e-3, 1.0e+6]}}  # the last one diverges with relu
+  optimizer: {name: sgd, weight_decay: 0.0195, lr: {grid: [1.0e-1, 1.0e-3, 1.0e+3]}}  # the last one diverges
 seeds: {range: [0, 1]}
 checkpoints: {test_predictions: true}
 """
@@ -60,7 +60,7 @@ def mixed_zoo(tmp_path_factory) -> Path:
     text = (
         SMALL_BLUEPRINT.replace("zoo: small", "zoo: mixed")
         .replace("hidden: [8]", "hidden: {grid: [[4], [6]]}")
-        .replace("{grid: [1.0e-1, 1.0e-3, 1.0e+6]}", "0.1")
+        .replace("{grid: [1.0e-1, 1.0e-3, 1.0e+3]}", "0.1")
         .replace("epochs: 3", "epochs: 1")
     )
     return build_zoo(tmp_path_factory.mktemp("mixed"), text)

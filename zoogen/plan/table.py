@@ -71,8 +71,8 @@ def _column(name: str, groups: Sequence[Group], fixed: Sequence[dict[str, Any]])
     parts = []
     for group, constants in zip(groups, fixed, strict=True):
         varying = next((v for v in group.varying if v.key == name), None)
-        values = varying.values if varying else (constants.get(name),)
-        places = [table.setdefault((type(p), p), len(table)) for p in map(_plain, values)]
+        own = varying.values if varying else (constants.get(name),)
+        places = [table.setdefault((type(p), p), len(table)) for p in map(_plain, own)]
         codes = np.array(places, dtype=np.int32)
         parts.append(codes[varying.codes] if varying else np.full(len(group), codes[0], dtype=np.int32))
     codes = np.concatenate(parts)
@@ -87,7 +87,7 @@ def _column(name: str, groups: Sequence[Group], fixed: Sequence[dict[str, Any]])
     known = [t for t in dict.fromkeys(texts) if t is not None]
     place = {t: i for i, t in enumerate(known)}
     lookup = np.array([-1 if t is None else place[t] for t in texts], dtype=np.int32)
-    return pd.Categorical.from_codes(lookup[codes], categories=known)
+    return pd.Categorical.from_codes(lookup[codes], categories=pd.Index(known, dtype="str"))
 
 
 def _plain(value: Any) -> Any:

@@ -20,7 +20,7 @@ def card(zoo: Zoo) -> str:
     parts = [
         f"# {found.name}",
         found.description or "A population of trained neural networks.",
-        f"Version {found.version}; made with [zoogen](https://pypi.org/project/zoogen/) {_made_with(zoo)}.",
+        f"Version {found.version}; made with zoogen {_made_with(zoo)}.",
         _counts(found),
         "## Open it",
         _code(_EXAMPLE, "python"),
@@ -42,9 +42,9 @@ import zoogen
 zoo = zoogen.open(".")                       # this folder
 zoo.models                                   # DataFrame: one row per model, settings and final scores
 zoo.checkpoints                              # DataFrame: one row per stored state
-best = zoo.select("test_acc > 0.9", epochs="last")
-weights = best.weights()                     # float32 [states, parameters]
-network = zoo.module(best.models.model_id[0])  # torch.nn.Module in eval mode"""
+last = zoo.select(epochs="last")             # lazy; also zoo.select("test_acc > 0.5 and seed == 0")
+weights = last.weights()                     # float32 [states, parameters]
+network = zoo.module(zoo.models.model_id[0]) # torch.nn.Module in eval mode"""
 
 _FILES = """\
 | file | contents |

@@ -128,7 +128,7 @@ def _draw(
     palette = _palette(colours)
     columns = len(panels) if len(panels) <= 4 else ceil(len(panels) / 2)
     rows = ceil(len(panels) / columns)
-    grid = figure.add_gridspec(rows, columns, left=0.06, right=0.985, bottom=0.085, top=0.80, wspace=0.08, hspace=0.2)
+    grid = figure.add_gridspec(rows, columns, left=0.06, right=0.985, bottom=0.085, top=0.82, wspace=0.08, hspace=0.2)
     ceiling = 1.0 if curves.accuracy[np.isfinite(curves.accuracy)].max(initial=0) > 0.5 else None
     first: Axes | None = None
     shown = 0
@@ -237,7 +237,7 @@ def _head(
         [Line2D([], [], linewidth=0), *handles],
         [colour, *colours.labels],
         loc="upper left",
-        bbox_to_anchor=(0.06 - 0.027, 0.905),
+        bbox_to_anchor=(0.06 - 0.0355, 0.905),
         ncols=len(handles) + 1,
         frameon=False,
         fontsize=15,
@@ -254,7 +254,7 @@ def _palette(cut: Levels) -> list[str]:
     if not cut.ordered:
         return list(_DISTINCT[: len(cut)])
     numbers = len(cut) - (cut.labels[-1] == "none")
-    scale = colormaps["viridis"](np.linspace(0.05, 0.85, max(1, numbers)))
+    scale = colormaps["viridis"](np.linspace(0.05, 0.8, max(1, numbers)))
     return [to_hex(tone) for tone in scale] + ["#8c959f"] * (len(cut) - numbers)
 
 

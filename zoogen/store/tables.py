@@ -31,7 +31,7 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
             schema,
             version="2.6",
             compression="zstd",
-            compression_level=9,
+            compression_level=3,
             write_page_checksum=True,
             write_page_index=False,
         )
@@ -94,9 +94,9 @@ def read_parquet(
         IntegrityError: as ``read_schema``, or a page's checksum does not fit.
         FileNotFoundError: not there.
     """
-    read_schema(path, expected)
+    _, rows = read_schema(path, expected)
     with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read(columns=columns)
+        table = file.read(columns=columns, use_threads=rows >= _ROWS_PER_GROUP)
         table.validate(full=True)
         return table
 

@@ -217,25 +217,24 @@ class _Places:
         if (counts > 1).any():
             self._damage("stored more than once", keys[counts > 1])
         broken = set(self._report.damaged_shards())
+        ends = np.array([_key(m, e) for m, e in self.last_finite.items()], np.int64)
         parts = [
             (record, segment, self._keys(record.model_ids, record.epochs_of(segment)))
             for record in self._records
             for segment in record.segments
-            if segment.shard_id not in broken
         ]
-        ends = np.array([_key(m, e) for m, e in self.last_finite.items()], np.int64)
-        planned = [self._keys(r.model_ids, r.epochs_of(s)) for r in self._records for s in r.segments]
-        everything, times = np.unique(np.concatenate([np.empty(0, np.int64), *planned]), return_counts=True)
+        planned, times = np.unique(np.concatenate([ends[:0], *(needed for _, _, needed in parts)]), return_counts=True)
         if (times > 1).any():
-            self._damage("planned in two shards", everything[times > 1], COHORTS_FILE)
-        strange = keys[~np.isin(keys, np.concatenate([everything, ends]))]
+            self._damage("planned in two shards", planned[times > 1], COHORTS_FILE)
+        strange = keys[~(_within(keys, planned) | _within(keys, np.sort(ends)))]
         if len(strange):
             self._damage("stored but not planned", strange)
-        lost = ends[~np.isin(ends, keys)]
+        lost = ends[~_within(ends, keys)]
         if len(lost) and not broken:
             self._damage("the last finite state of a diverged model, not stored", lost)
         for record, segment, needed in parts:
-            self._missing(record, segment, needed[~np.isin(needed, keys)])
+            if segment.shard_id not in broken:
+                self._missing(record, segment, needed[~_within(needed, keys)])
 
     def _read(self, sealed: Mapping[str, ShardInfo], shards: Path) -> np.ndarray:
         found = [np.empty(0, np.int64)]
@@ -269,6 +268,13 @@ class _Places:
         model = self._ids[int(keys[0] >> 32)].as_py()
         example = f"model {model} at epoch {int(keys[0] & 0xFFFFFFFF)}"
         self._report.damaged.append(Damage(file, f"{len(keys)} checkpoints are {what}, among them {example}"))
+
+
+def _within(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Which of ``keys`` are in ``known``, which is sorted; np.isin would sort it anew for every shard."""
+    if not len(known):
+        return np.zeros(len(keys), bool)
+    return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
 
 
 def _key(model: Any, epoch: Any) -> Any:
