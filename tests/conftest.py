@@ -56,11 +56,12 @@ def small_zoo(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def mixed_zoo(tmp_path_factory) -> Path:
-    """Folder of a zoo with two layouts (hidden units 4 and 6), one with a batch of drawn learning rates; one epoch."""
+    """Folder of a zoo with two layouts (4 and 6 hidden units), 8 networks, 1 epoch, no stored predictions."""
     text = (
         SMALL_BLUEPRINT.replace("zoo: small", "zoo: mixed")
         .replace("hidden: [8]", "hidden: {grid: [[4], [6]]}")
         .replace("{grid: [1.0e-1, 1.0e-3, 1.0e+3]}", "0.1")
         .replace("epochs: 3", "epochs: 1")
+        .replace("test_predictions: true", "test_predictions: false")
     )
     return build_zoo(tmp_path_factory.mktemp("mixed"), text)

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "build": {
         "core", "blueprint", "plan", "architectures", "tasks", "train", "store", "schedule", "dataset", "report",
     },
-    "cli": {"core", "blueprint", "plan", "store", "dataset", "report", "build"},
+    "cli": {
+        "core", "blueprint", "plan", "architectures", "tasks", "train", "store", "schedule", "dataset", "report", "build",
+    },
     "__init__": {"dataset"},
     "__main__": {"cli"},
 }  # fmt: skip

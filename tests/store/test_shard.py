@@ -11,7 +11,9 @@ import pytest
 from store_samples import Sample, make_checkpoint, make_cohort, make_layout, make_state
 
 from zoogen.core.errors import Incomplete, IntegrityError
+from zoogen.store import shard
 from zoogen.store.check import problems_of
+from zoogen.store.derive import rebuild_tables
 from zoogen.store.read import ShardReader, read_rows
 from zoogen.store.shard import seal_shard
 from zoogen.store.stacks import chunk_shape
@@ -20,19 +22,19 @@ from zoogen.store.stacks import chunk_shape
 def test_a_sealed_shard_gives_back_every_array_bit_for_bit(sample):
     checkpoints = sample.checkpoints(2)
     sample.seal(2, checkpoints=list(reversed(checkpoints)))  # the order of arrival does not matter
-    with ShardReader(sample.path / "shards" / "c0-s2") as shard:
+    with ShardReader(sample.path / "shards" / "c0-s2") as reader:
         for i, checkpoint in enumerate(checkpoints):
             rows = slice(4 * i, 4 * i + 4)
-            assert shard.weights(rows).tobytes() == checkpoint.weights.tobytes()
-            assert shard.side("int64", rows).tobytes() == checkpoint.side["int64"].tobytes()
-            assert shard.side("bfloat16", rows).tobytes() == checkpoint.side["bfloat16"].tobytes()
-            assert shard.predictions(rows).tobytes() == checkpoint.predictions.tobytes()
-            assert shard.model_ids(rows) == list(checkpoint.model_ids)
-            assert set(shard.epochs(rows)) == {checkpoint.epoch}
-        last = shard.optimizer(sample.cohort.model_ids[::-1], 6)
+            assert reader.weights(rows).tobytes() == checkpoint.weights.tobytes()
+            assert reader.side("int64", rows).tobytes() == checkpoint.side["int64"].tobytes()
+            assert reader.side("bfloat16", rows).tobytes() == checkpoint.side["bfloat16"].tobytes()
+            assert reader.predictions(rows).tobytes() == checkpoint.predictions.tobytes()
+            assert reader.model_ids(rows) == list(checkpoint.model_ids)
+            assert set(reader.epochs(rows)) == {checkpoint.epoch}
+        last = reader.optimizer(sample.cohort.model_ids[::-1], 6)
         assert np.array_equal(last["exp_avg"], checkpoints[-1].optimizer["exp_avg"][::-1])
         assert last["step"].dtype == np.int64
-        assert shard.optimizer(sample.cohort.model_ids, 5) is None
+        assert reader.optimizer(sample.cohort.model_ids, 5) is None
     table = pd.read_parquet(sample.path / "shards" / "c0-s2" / "checkpoints.parquet")
     for name in ("train_loss", "test_acc"):
         assert np.array_equal(table[name], np.concatenate([c.metrics[name] for c in checkpoints]))
@@ -49,6 +51,19 @@ def test_plain_h5py_and_pandas_read_a_shard(sample):
     assert weights.shape == (12, 21)
     assert table["model_id"].tolist() == [m.decode() for m in ids]
     assert table["epoch"].tolist() == epochs.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_the_lines_of_the_format_page_read_a_zoo(sample, monkeypatch):
+    sample.seal_all()
+    rebuild_tables(sample.folder, {})
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(sample.path.parent)
+    found = {}
+    exec(code, found)
+    weights = make_checkpoint(sample.cohort, sample.layout, 5).weights[0]
+    assert np.array_equal(found["state"]["fc.weight"], weights[:20])
+    assert np.array_equal(found["state"]["fc.bias"], weights[20:])
 
 
 def test_rows_and_columns_are_read_in_the_order_asked_for(sample):
@@ -147,6 +162,19 @@ def test_a_segment_in_which_no_model_lives_is_sealed_empty(sample):
 
 def test_a_worker_of_an_older_build_cannot_seal(sample):
     sample.folder.new_token()
+    with pytest.raises(Incomplete, match="fenced"):
+        sample.seal(0)
+    assert not list((sample.path / "shards").iterdir())
+
+
+def test_a_worker_that_a_newer_build_cleans_up_after_stops_too(sample, monkeypatch):
+    real = shard.write_parquet
+
+    def overtaken(*args):
+        sample.folder.clean_leftovers(sample.folder.new_token())
+        return real(*args)
+
+    monkeypatch.setattr(shard, "write_parquet", overtaken)
     with pytest.raises(Incomplete, match="fenced"):
         sample.seal(0)
     assert not list((sample.path / "shards").iterdir())

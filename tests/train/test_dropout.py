@@ -28,6 +28,12 @@ def test_the_share_of_dropped_elements_is_the_rate(rate):
     assert dropped == pytest.approx(rate, abs=4 * (rate * (1 - rate) / n) ** 0.5)
 
 
+def started(rate: float) -> CounterDropout:
+    layer = CounterDropout(rate).train()
+    layer.masks.prepare(torch.tensor([streams.stream_key(0, "dropout")]))
+    return layer
+
+
 def test_steps_layers_seeds_and_neighbouring_elements_are_independent():
     kept = masks(0.5, steps=4, layers=3, n=20_000).reshape(12, -1).double() * 2 - 1
     other = masks(0.5, seed=1, n=20_000).reshape(1, -1).double() * 2 - 1
@@ -41,8 +47,7 @@ def test_steps_layers_seeds_and_neighbouring_elements_are_independent():
 
 
 def test_kept_elements_are_scaled_so_that_the_mean_stays():
-    layer = CounterDropout(0.2).train()
-    layer.start_step(streams.stream_key(0, "dropout"))
+    layer = started(0.2)
     inputs = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
     outputs = layer(inputs)
     kept = outputs != 0
@@ -66,15 +71,20 @@ def test_masks_of_many_models_are_those_of_each():
         assert torch.equal(mask, keep_mask(key, 3, 50, 0.4, CPU))
 
 
-def test_the_keys_of_a_step_are_the_subkeys_of_the_stream():
-    layers = [CounterDropout(0.5) for _ in range(3)]
+def test_masks_are_those_of_the_stream_by_step_layer_and_position():
+    # 30 elements are drawn for many steps ahead; the sizes change on the way, and a step may come in two parts.
+    layers = [CounterDropout(0.5).train() for _ in range(3)]
     stream = DropoutStream(9, layers, CPU)
-    stream.prepare(70_000, 5)
+    stream.prepare(70_000, 8)
+    key = streams.stream_key(9, "dropout")
     with torch.random.fork_rng():
-        stream.start_step(70_003)
-        key = streams.stream_key(9, "dropout")
-        assert [layer.key for layer in layers] == [streams.subkey(key, 70_003, n) for n in range(3)]
-        assert torch.initial_seed() == streams.subkey(key, 70_003, 0xFFFF)
+        for step, sizes in [(0, [30]), (1, [30]), (2, [7, 23]), (3, [30]), (7, [11]), (2, [30])]:
+            stream.start_step(70_000 + step)
+            assert torch.initial_seed() == streams.subkey(key, 70_000 + step, 0xFFFF)
+            for number, layer in enumerate(layers):
+                found = torch.cat([layer(torch.ones(size)) for size in sizes])
+                expected = keep_mask(streams.subkey(key, 70_000 + step, number), 0, sum(sizes), 0.5, CPU)
+                assert torch.equal(found, expected * 2.0)
 
 
 def test_eval_mode_and_rate_zero_change_nothing_and_rate_one_drops_all():
@@ -98,9 +108,8 @@ def test_replacing_keeps_names_weights_order_and_sharing():
 
 
 def test_a_layer_used_twice_in_a_step_draws_two_masks():
-    layer = CounterDropout(0.5).train()
-    layer.start_step(streams.stream_key(0, "dropout"))
+    layer = started(0.5)
     first, second = layer(torch.ones(64)), layer(torch.ones(64))
     assert not torch.equal(first, second)
-    layer.start_step(streams.stream_key(0, "dropout"))
+    layer.masks.start_step(0)
     assert torch.equal(layer(torch.ones(64)), first)

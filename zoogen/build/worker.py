@@ -150,8 +150,8 @@ class SegmentEnd:
             if segment.last > state.epoch and not finished:
                 break
             if not is_sealed(self.zoo, segment.shard_id):
-                own = [c for c in self.rows if segment.first <= c.epoch <= segment.last]
-                seal_shard(self.zoo, segment.shard_id, self.cohort, self.layout, own, state=state, token=self.token)
+                cohort, layout, rows = self.cohort, self.layout, self.rows
+                seal_shard(self.zoo, segment.shard_id, cohort, layout, rows, state=state, token=self.token)
                 last = segment == self.cohort.segments[-1]
                 yield Progress(
                     self.cohort.cohort_id,

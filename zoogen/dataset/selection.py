@@ -157,7 +157,8 @@ class Selection:
         tasks = self.zoo.tables.models["task_id"].take(self._models).unique()
         if len(tasks) != 1:
             raise UserError(f"predictions are of one task, this selection has {len(tasks)}; select by task.name")
-        found = self.zoo.shards.predictions(self.states())
+        with self.zoo.shards as shards:
+            found = shards.predictions(self.states())
         if found is None:
             raise UserError(
                 "some of these states have no predictions; "
@@ -198,13 +199,12 @@ class Selection:
         found = positions(self.layout, columns)
         width = self.layout.parameters if found is None else len(found)
         _check_memory(len(rows), width)
-        out = self.zoo.shards.weights(self.states(rows), found, width)
-        self.zoo.shards.close()
-        return out
+        with self.zoo.shards as shards:
+            return shards.weights(self.states(rows), found, width)
 
     @cached_property
     def _layout_id(self) -> str:
-        names = self.zoo.tables.models["architecture_id"].take(self._models).unique()
+        names = self.zoo.tables.models["architecture_id"].take(self._models).unique().tolist()
         layouts = {self.zoo.architecture(name)["layout"] for name in names}
         if len(layouts) == 1:
             return layouts.pop()
@@ -214,7 +214,7 @@ class Selection:
             f"these states are of {len(layouts)} different layouts, which no one matrix holds:\n"
             + "\n".join(sorted({f"  {self._described(name)}" for name in names}))
             + "\n"
-            + self._advice(names)
+            + self._advice()
         )
 
     def _described(self, architecture_id: str) -> str:
@@ -223,7 +223,7 @@ class Selection:
         arguments = ", ".join(f"{k}={v}" for k, v in rest.items())
         return f"{entry['name']}({arguments}): {self.zoo.layout(entry['layout']).parameters:,} parameters"
 
-    def _advice(self, names: Sequence[str]) -> str:
+    def _advice(self) -> str:
         models = self.zoo.tables.models.take(self._models)
         differing = [
             key for key in models.columns
@@ -240,9 +240,10 @@ class Selection:
         counts = np.bincount(tables.model_of[self.rows], minlength=len(tables.models))[self._models]
         short = tables.models.take(self._models[counts < len(epochs)])
         shown = []
-        for row in short.head(5).itertuples():
-            why = f"diverged in epoch {row.diverged_epoch:.0f}" if row.status == "diverged" else f"is {row.status}"
-            shown.append(f"  {row.model_id[:12]} {why}")
+        for row in short.head(5).to_dict("records"):
+            diverged = row["status"] == "diverged"
+            why = f"diverged in epoch {row['diverged_epoch']}" if diverged else f"is {row['status']}"
+            shown.append(f"  {row['model_id'][:12]} {why}")
         more = f"\n  ... and {len(short) - 5} more" if len(short) > 5 else ""
         some_diverged = (short["status"] == "diverged").any()
         advice = "\"status == 'trained'\"" if some_diverged else "epochs=[...]"

@@ -16,7 +16,7 @@ from zoogen.store.durable import checked_name
 from zoogen.store.read import ShardReader
 from zoogen.store.shard import shards_folder
 
-_MOST_OPEN = 8
+_MOST_OPEN = 32
 _PIECE_BYTES = 64 << 20  # what is read at once: bounds the memory beside the result
 
 
@@ -54,7 +54,9 @@ class States:
 
 
 class Shards:
-    """The sealed shards of a zoo. The last few stay open; a copy in another process opens its own."""
+    """The sealed shards of a zoo. The last few stay open until ``close`` or the end of a ``with`` block; a copy in
+    another process opens its own.
+    """
 
     def __init__(self, zoo: Path) -> None:
         self._zoo = zoo
@@ -66,6 +68,12 @@ class Shards:
 
     def __setstate__(self, state: dict[str, Path]) -> None:
         self.__init__(state["zoo"])  # type: ignore[misc]
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close what is open; reading opens it again."""

@@ -111,7 +111,8 @@ def _unbuilt(folder: ZooFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
     models = folder.read_plan()
-    models = models.assign(status="planned", diverged_epoch=pd.NA, last_epoch=pd.NA)
+    never = pd.array([None] * len(models), dtype="Int64")
+    models = models.assign(status="planned", diverged_epoch=never, last_epoch=never)
     columns = {"model_id": "str", "epoch": "int32", "shard_id": "str", "row": "int32"}
     return models, pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
 

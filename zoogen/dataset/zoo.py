@@ -139,9 +139,8 @@ class Zoo:
         from zoogen.dataset.modules import state_dict
 
         selection = self._state(self._model(model_id), epoch)
-        found = state_dict(self.shards, selection.states(), selection.layout)
-        self.shards.close()
-        return found
+        with self.shards as shards:
+            return state_dict(shards, selection.states(), selection.layout)
 
     def module(
         self, model_id: str, epoch: int | Literal["first", "last"] = "last", *, allow: Sequence[str] = ()
@@ -159,7 +158,7 @@ class Zoo:
         from zoogen.dataset.modules import build_network, restore_architecture
 
         model = self._model(model_id)
-        row = self.tables.models.iloc[model].to_dict()
+        row = {str(name): value for name, value in self.tables.models.iloc[model].items()}
         described = self.architecture(row["architecture_id"])
         architecture = restore_architecture(described, row)
         layout = self.layout(described["layout"])
@@ -220,7 +219,7 @@ class Zoo:
         """Row in ``models`` of an id or the beginning of one."""
         ids = self.tables.ids
         if model_id in ids:
-            return int(ids.get_loc(model_id))
+            return int(ids.get_indexer([model_id])[0])
         if not isinstance(model_id, str) or len(model_id) < _SHORTEST_PREFIX:
             raise UserError(f"model id {model_id!r} is too short; give at least {_SHORTEST_PREFIX} of its digits")
         fitting = np.flatnonzero(ids.str.startswith(model_id.lower()))
@@ -242,7 +241,7 @@ class Zoo:
                 raise UserError(f"unknown epoch {epoch!r}; give a number, 'first' or 'last'")
             epoch = int(stored.min() if epoch == "first" else stored.max())
         if epoch not in stored:
-            diverged = f" (it diverged in epoch {row['diverged_epoch']:.0f})" if row["status"] == "diverged" else ""
+            diverged = f" (it diverged in epoch {row['diverged_epoch']})" if row["status"] == "diverged" else ""
             shown = ", ".join(map(str, sorted(stored.tolist())))
             raise UserError(f"model {row['model_id']} has no state of epoch {epoch}{diverged}\nstored epochs: {shown}")
         return Selection(self, rows[stored == epoch][:1])

@@ -48,7 +48,7 @@ def levels(column: pd.Series, most: int) -> Levels:
         codes = np.array([place.get(v, len(values)) for v in column.tolist()], np.int64)
     elif numeric:
         edges = np.unique(np.quantile(present.to_numpy(float), np.linspace(0, 1, room + 1)))
-        labels = [f"{show(a)} to {show(b)}" for a, b in pairwise(edges.tolist())]
+        labels = [f"{a} to {b}" for a, b in pairwise(_short_numbers(edges.tolist()))]
         codes = np.clip(np.searchsorted(edges, column.to_numpy(float), side="right") - 1, 0, len(labels) - 1)
         codes[column.isna().to_numpy()] = len(labels)
     else:
@@ -61,6 +61,12 @@ def levels(column: pd.Series, most: int) -> Levels:
             np.int64,
         )
     return Levels((*labels, *(["none"] if missing else [])), codes.astype(np.int64), numeric)
+
+
+def _short_numbers(edges: Sequence[float]) -> list[str]:
+    """Two digits where that keeps them apart."""
+    short = [f"{edge:.2g}" for edge in edges]
+    return short if len(set(short)) == len(edges) else [f"{edge:.4g}" for edge in edges]
 
 
 def show(value: object) -> str:

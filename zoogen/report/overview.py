@@ -88,7 +88,7 @@ def summary(zoo: Zoo) -> Summary:
     architectures: dict[tuple[str, int], int] = {}
     weight_bytes = 0
     for name, rows in models.groupby("architecture_id", observed=True).indices.items():
-        described = zoo.architecture(name)
+        described = zoo.architecture(str(name))
         parameters = zoo.layout(described["layout"]).parameters
         weight_bytes += 4 * parameters * int(states[rows].sum())
         key = (described["name"], parameters)

@@ -166,7 +166,7 @@ def _panel(axes: Axes, curves: Curves, here: np.ndarray, colours: Levels, palett
         axes.add_collection(LineCollection(paths, colors=tone, linewidths=0.9, alpha=alpha, zorder=2))
         ends = [path[-1] for path, m in zip(paths, own, strict=True) if curves.diverged[m]]
         if ends:
-            axes.plot(*zip(*ends, strict=True), "x", color=tone, markersize=6, markeredgewidth=1.6, zorder=4)
+            axes.plot(*zip(*ends, strict=True), "x", color=tone, markersize=6, markeredgewidth=1.6, zorder=6)
     for code, tone in enumerate(palette):
         members = here & (colours.codes == code)
         epochs, middle = _medians(curves, members)
@@ -210,8 +210,17 @@ def _chance(axes: Axes, zoo: Zoo, label: bool) -> None:
     chance = 1 / outputs.pop()
     axes.axhline(chance, color=_SOFT, linewidth=1.2, linestyle=(0, (5, 4)), zorder=3)
     if label:
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (-4, -5)}
-        axes.annotate(f"chance {chance:.3g}", (1, chance), ha="right", va="top", color=_SOFT, fontsize=12, **place)
+        axes.annotate(
+            f"chance {chance:.3g}",
+            (1, chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, -5),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            color=_SOFT,
+            fontsize=12,
+        )
 
 
 def _head(
@@ -232,15 +241,16 @@ def _head(
     figure.text(0.06, 0.92, said, fontsize=14, color=_SOFT)
     if colour is None:
         return
+    letters = len(colour) + sum(len(label) + 6 for label in colours.labels)
     handles: list[Any] = [Line2D([], [], color=tone, linewidth=4, solid_capstyle="round") for tone in palette]
     figure.legend(
         [Line2D([], [], linewidth=0), *handles],
         [colour, *colours.labels],
         loc="upper left",
-        bbox_to_anchor=(0.06 - 0.0355, 0.905),
+        bbox_to_anchor=(0.06 - 0.035 * min(1.0, 110 / letters), 0.905),  # its first entry has no line
         ncols=len(handles) + 1,
         frameon=False,
-        fontsize=15,
+        fontsize=15 * min(1.0, 110 / letters),
         handlelength=1.4,
         columnspacing=1.6,
         borderaxespad=0,
@@ -258,7 +268,7 @@ def _palette(cut: Levels) -> list[str]:
     return [to_hex(tone) for tone in scale] + ["#8c959f"] * (len(cut) - numbers)
 
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 14,
     "text.color": _INK,

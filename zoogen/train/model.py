@@ -75,7 +75,7 @@ class TrainedModel:
         if self._compiled:
             for layer in dropouts:
                 # A new key each step would compile a new program each step.
-                layer.draw = torch.compiler.disable(layer.draw)  # type: ignore[method-assign]
+                layer.masks.draw = torch.compiler.disable(layer.masks.draw)  # type: ignore[method-assign]
             self._forward = torch.compile(module)
         self._tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         self._parameters = [self._tensors[e.name] for e in self.layout.entries if e.trainable]
@@ -157,7 +157,9 @@ class TrainedModel:
             with mixed(training.precision, self._device):
                 outputs_bC = self._forward(inputs_b)
                 losses_b = self._data.loss(outputs_bC, targets_b, training.label_smoothing)
-            self._scaler.scale(losses_b.sum() / len(targets_B)).backward()
+            # The gradient of their sum over the batch, divided by its size.
+            share_b = torch.full_like(losses_b, 1 / len(targets_B))
+            self._scaler.scale(losses_b).backward(share_b)
             losses.append(losses_b.detach())
             classes.append(outputs_bC.detach().argmax(1))
         return losses, classes

@@ -1,0 +1,107 @@
+"""Makes a process say where it is (training, saving, sealing, renaming), so that a kill can be aimed and proved.
+
+Each process writes one line into ``<folder>/<pid>``: phase, how often it was entered, what it works on. The line is one
+``pwrite`` of fixed length, so after a SIGKILL it tells where the process died.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_LENGTH = 96
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a process is: ``train``, ``save``, ``seal``, ``rename`` or ``between``."""
+
+    phase: str
+    count: int
+    detail: str
+
+
+def read_points(folder: Path) -> dict[int, Point]:
+    """Process id -> where it is, of all that have said so."""
+    found = {}
+    for path in folder.iterdir():
+        text = path.read_text()
+        if len(text) == _LENGTH:
+            phase, count, detail = text.rstrip().split("|")
+            found[int(path.name)] = Point(phase, int(count), detail)
+    return found
+
+
+class _Here:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._counts: Counter[str] = Counter()
+        self._file: int | None = None
+
+    def say(self, phase: str, detail: str) -> None:
+        if self._file is None:
+            self._file = os.open(self._folder / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
+        os.pwrite(self._file, f"{phase}|{self._counts[phase]}|{detail}"[: _LENGTH - 1].ljust(_LENGTH).encode(), 0)
+
+    @contextmanager
+    def phase(self, name: str, detail: str) -> Iterator[None]:
+        self._counts[name] += 1
+        self.say(name, detail)
+        yield
+        self.say("between", f"after {name}")
+
+
+def install(folder: Path, slow: float) -> None:
+    """Wrap the worker's steps; ``slow`` seconds are spent before and after the rename, which else takes microseconds,
+    and at the end of an epoch's training."""
+    from zoogen.build import worker
+    from zoogen.store import shard, work
+    from zoogen.train.plain import PlainTrainer
+
+    here = _Here(folder)
+    train, save, seal, rename = PlainTrainer.train_epoch, work.Work.save, worker.seal_shard, os.rename
+
+    def train_epoch(self, should_stop):
+        with here.phase("train", f"epoch {self.epoch + 1}"):
+            train(self, should_stop)
+            time.sleep(slow)
+
+    def save_state(self, state, checkpoints):
+        with here.phase("save", f"epoch {state.epoch}"):
+            save(self, state, checkpoints)
+
+    def seal_shard(zoo, shard_id, *args, **kwargs):
+        with here.phase("seal", shard_id[:8]):
+            return seal(zoo, shard_id, *args, **kwargs)
+
+    def telling(name):
+        step = getattr(shard, name)
+
+        def call(path, *args, **kwargs):
+            here.say("seal", Path(path).name)
+            return step(path, *args, **kwargs)
+
+        setattr(shard, name, call)
+
+    class Os:
+        """What ``shard`` calls ``os``; ``os.rename`` itself stays as it is for everybody else."""
+
+        @staticmethod
+        def rename(source, target):
+            with here.phase("rename", "before"):
+                time.sleep(slow)
+                rename(source, target)
+                here.say("rename", "after")
+                time.sleep(slow)
+
+    for name in ("write_stacks", "write_parquet", "write_file"):
+        telling(name)
+    shard.os = Os
+    PlainTrainer.train_epoch = train_epoch
+    work.Work.save = save_state
+    worker.seal_shard = seal_shard
