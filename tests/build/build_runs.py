@@ -134,27 +134,35 @@ class Commands:
             command.process.kill()
             command.process.join()
 
-    def __call__(self, *arguments: object, slow: float = 0.0, environment: dict[str, str] | None = None) -> Command:
-        """Start ``zoogen *arguments``; ``slow`` stretches its fault points by so many seconds."""
+    def __call__(
+        self,
+        *arguments: object,
+        slow: float = 0.0,
+        shard_bytes: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Command:
+        """Start ``zoogen *arguments``; for ``slow`` and ``shard_bytes`` see ``fault_points.install``."""
         number = len(self._started)
         log, points = self._folder / f"log-{number}", self._folder / f"points-{number}"
         points.mkdir()
         given = {**os.environ, **(environment or {})}
         process = self._context.Process(
-            target=_run, args=([str(a) for a in arguments], str(log), str(points), slow, given)
+            target=_run, args=([str(a) for a in arguments], str(log), str(points), slow, shard_bytes, given)
         )
         process.start()
         self._started.append(Command(process, log, points))
         return self._started[-1]
 
 
-def _run(arguments: list[str], log: str, points: str, slow: float, environment: dict[str, str]) -> None:
+def _run(
+    arguments: list[str], log: str, points: str, slow: float, shard_bytes: int | None, environment: dict[str, str]
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    fault_points.install(Path(points), slow)
+    fault_points.install(Path(points), slow, shard_bytes)
     from zoogen.cli.main import main
 
     sys.argv = ["zoogen", *arguments]

@@ -56,10 +56,17 @@ class _Here:
         self.say("between", f"after {name}")
 
 
-def install(folder: Path, slow: float) -> None:
-    """Wrap the worker's steps; ``slow`` seconds are spent before and after the rename, which else takes microseconds,
-    and at the end of an epoch's training."""
+def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
+    """Wrap the worker's steps.
+
+    Args:
+        folder: Where each process says where it is.
+        slow: Seconds spent before and after the rename, which else takes microseconds, and at the end of an epoch's
+            training.
+        shard_bytes: Seal shards before they exceed this, so that a tiny cohort has several.
+    """
     from zoogen.build import worker
+    from zoogen.plan import cohorts
     from zoogen.store import shard, work
     from zoogen.train.plain import PlainTrainer
 
@@ -101,6 +108,8 @@ def install(folder: Path, slow: float) -> None:
 
     for name in ("write_stacks", "write_parquet", "write_file"):
         telling(name)
+    if shard_bytes:
+        cohorts.SHARD_BYTES = shard_bytes
     shard.os = Os
     PlainTrainer.train_epoch = train_epoch
     work.Work.save = save_state

@@ -22,8 +22,10 @@ from zoogen.build.worker import CohortWorker, Progress
 from zoogen.core.errors import EnvironmentFault
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
+from zoogen.dataset import open_zoo
 from zoogen.plan import Plan, make_plan
 from zoogen.plan.cohorts import optimizer_bytes, state_bytes
+from zoogen.report import card
 from zoogen.schedule import Executor, Failed, Finished, Message, Retried, Split, StopFlag, run_all
 from zoogen.store.derive import rebuild_tables
 from zoogen.store.durable import disk_faults, write_file
@@ -125,6 +127,7 @@ def build(options: BuildOptions, executor: Executor, reporter: Reporter, stop: S
                     _train(run, executor, reporter, stop)
             finally:
                 tables = rebuild_tables(folder, run.failures.reasons)
+                write_file(folder.path / "README.md", card(open_zoo(folder.path)).encode())
             return Outcome(
                 folder.path,
                 len(plan),

@@ -219,7 +219,7 @@ class Zoo:
         """Row in ``models`` of an id or the beginning of one."""
         ids = self.tables.ids
         if model_id in ids:
-            return int(ids.get_indexer([model_id])[0])
+            return int(np.flatnonzero(ids == model_id)[0])
         if not isinstance(model_id, str) or len(model_id) < _SHORTEST_PREFIX:
             raise UserError(f"model id {model_id!r} is too short; give at least {_SHORTEST_PREFIX} of its digits")
         fitting = np.flatnonzero(ids.str.startswith(model_id.lower()))

@@ -1,0 +1,47 @@
+"""Sphinx: MyST pages, the furo theme, and references made from the code when the documentation is built."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+project = "zoogen"
+version = release = installed_version("zoogen")
+html_title = f"zoogen {version}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "reference"]  # the references are included by pages
+suppress_warnings = ["toc.empty_glob"]  # benchmarks/ may hold no results yet
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
+html_copy_source = False
+html_show_sourcelink = False
+
+
+def write_references(app: Any) -> None:
+    """Write the Markdown of what the code knows about itself into ``docs/reference`` (not under version control)."""
+    from zoogen.blueprint.reference import reference
+    from zoogen.train.metrics import METRICS
+
+    rows = [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
+    metrics = "\n".join(["| column | meaning |", "| --- | --- |", *rows, ""])
+    folder = Path(app.srcdir) / "reference"
+    folder.mkdir(exist_ok=True)
+    for name, text in {"blueprint.md": reference(), "metrics.md": metrics}.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", write_references)
+    return {"parallel_read_safe": True}
