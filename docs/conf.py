@@ -19,7 +19,6 @@ suppress_warnings = ["toc.empty_glob"]  # benchmarks/ may hold no results yet
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-napoleon_use_ivar = True
 
 html_theme = "furo"
 html_theme_options = {"navigation_with_keys": True}
@@ -42,6 +41,25 @@ def write_references(app: Any) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def hide_colon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon would take what stands before a property's first colon for its type."""
+    if what == "property" and lines:
+        lines[0] = lines[0].replace(":", "\0")
+
+
+def show_colon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Undo ``hide_colon`` once napoleon is done."""
+    lines[:] = [line.replace("\0", ":") for line in lines]
+
+
+def hide_constructor(app: Any, what: str, name: str, *_: Any) -> tuple[str, None] | None:
+    """Zoos and selections are made by functions, not by their constructors."""
+    return ("", None) if what == "class" else None
+
+
 def setup(app: Any) -> dict[str, bool]:
     app.connect("builder-inited", write_references)
+    app.connect("autodoc-process-docstring", hide_colon, priority=100)
+    app.connect("autodoc-process-docstring", show_colon, priority=900)
+    app.connect("autodoc-process-signature", hide_constructor)
     return {"parallel_read_safe": True}

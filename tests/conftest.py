@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,15 @@ def build_zoo(folder: Path, blueprint: str, *overrides: str) -> Path:
     outcome = build(options, SerialExecutor(), SilentReporter(), StopFlag())
     assert outcome.exit_code == 0, outcome
     return outcome.path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> Iterator[Path]:
+    """Decoded data go to a folder of this run: tests neither use nor change the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOOGEN_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

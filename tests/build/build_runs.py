@@ -117,6 +117,12 @@ class Command:
         return self.log.read_text()
 
 
+_SLOW_IMPORTS = [
+    "zoogen.build.pipeline", "zoogen.train.plain", "zoogen.train.run", "zoogen.store.derive", "zoogen.cli.main",
+    "zoogen.cli.build", "pandas", "h5py", "torch._dynamo",
+]  # fmt: skip
+
+
 class Commands:
     """Starts commands from a server that has torch imported, so that each takes no seconds to come up."""
 
@@ -124,7 +130,7 @@ class Commands:
         self._folder = folder
         self._started: list[Command] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["build_runs", "zoogen.train.plain", "zoogen.train.run", "zoogen.cli.main"])
+        self._context.set_forkserver_preload(_SLOW_IMPORTS)
 
     def __enter__(self) -> Commands:
         return self

@@ -210,7 +210,7 @@ zoo: own
 version: 1
 task: {name: spirals, arms: 3}
 architecture: {name: bottleneck, units: {grid: [4, 32]}}
-training: {epochs: 3, batch_size: 20, optimizer: {name: adam, lr: 3.0e-2}}
+training: {epochs: 20, batch_size: 20, optimizer: {name: adam, lr: 3.0e-2}}
 seeds: {list: [0]}
 """
 BUILD_AND_OPEN = """
@@ -243,7 +243,12 @@ def test_the_architecture_and_the_task_of_the_guide_train_from_a_package_with_en
     (tmp_path / "own.yaml").write_text(OWN_ZOO)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "ZOOGEN_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", BUILD_AND_OPEN], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", BUILD_AND_OPEN],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "Linear(in_features=2, out_features=32, bias=True)" in done.stdout

@@ -86,6 +86,11 @@ class Failures:
             self.reasons = {m: r for m, r in self.reasons.items() if m not in gone}
             self._write()
 
+    def keep_only(self, unfinished: Iterable[str]) -> None:
+        """Forget all models but these."""
+        if self.reasons:
+            self.clear(self.reasons.keys() - set(unfinished))
+
     def _write(self) -> None:
         self._path.parent.mkdir(exist_ok=True)
         write_file(self._path, json.dumps(self.reasons, indent=1, sort_keys=True).encode())

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,9 @@ from zoogen.report import card
 from zoogen.schedule import Executor, Failed, Finished, Message, Retried, Split, StopFlag, run_all
 from zoogen.store.derive import rebuild_tables
 from zoogen.store.durable import disk_faults, write_file
+from zoogen.store.fence import work_folder
 from zoogen.store.splits import write_splits
+from zoogen.store.work import keep_only_work_of
 from zoogen.store.zoo import ZooFolder
 from zoogen.tasks.places import cache_root, data_root
 
@@ -148,13 +150,16 @@ def _selection(plan: Plan, options: BuildOptions) -> np.ndarray:
 @contextmanager
 def _locked(folder: ZooFolder) -> Iterator[None]:
     """Hold the zoo; where nothing came of a new one, leave no trace of it."""
-    existed = folder.path.exists()
+    made = [p for p in (work_folder(folder.path), folder.path, *folder.path.parents) if not p.exists()]
     with disk_faults(str(folder.path), folder.path.parent, 1 << 16), folder.lock():
         try:
             yield
         finally:
-            if not existed and not folder.exists():
-                shutil.rmtree(folder.path, ignore_errors=True)
+            if made and not folder.exists():
+                shutil.rmtree(made[0], ignore_errors=True)
+                for parent in made[1:]:
+                    with suppress(OSError):  # somebody has put something there
+                        parent.rmdir()
 
 
 def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.ndarray) -> _Run:
@@ -178,7 +183,12 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     folder.write_manifest(manifest)
     write_file(folder.path / "blueprint.yaml", plan.blueprint.text.encode())
     ledger.write()
-    return _Run(options, plan, folder, ledger, pending, Failures(folder.path))
+    failures = Failures(folder.path)
+    # A build killed right after a cohort's last seal has neither forgotten its failures nor dropped its work.
+    unfinished = ledger.reconciled.unfinished(sealed)
+    failures.keep_only(m for cohort in unfinished for m in cohort.model_ids)
+    keep_only_work_of(folder.path, {cohort.cohort_id for cohort in unfinished})
+    return _Run(options, plan, folder, ledger, pending, failures)
 
 
 def _check_disk(path: Path, plan: Plan, pending: Sequence[Cohort], sealed: set[str]) -> None:
@@ -236,16 +246,20 @@ def _train(run: _Run, executor: Executor, reporter: Reporter, stop: StopFlag) ->
         options.device,
         options.until,
     )
-    for event in run_all(executor, factory, run.pending, run.ledger.split, stop):
-        if isinstance(event, Message):
-            run.steps += event.payload.model_steps
-            reporter.progress(event.payload)
-        elif isinstance(event, Finished):
-            run.failures.clear(event.item.model_ids)
-        elif isinstance(event, (Retried, Split, Failed)):
-            _log_failure(run, event, reporter)
-            if isinstance(event, Failed):
-                run.failures.add(event.item.model_ids, event.failure.reason)
+    try:
+        for event in run_all(executor, factory, run.pending, run.ledger.split, stop):
+            if isinstance(event, Message):
+                run.steps += event.payload.model_steps
+                reporter.progress(event.payload)
+            elif isinstance(event, Finished):
+                run.failures.clear(event.item.model_ids)
+            elif isinstance(event, (Retried, Split, Failed)):
+                _log_failure(run, event, reporter)
+                if isinstance(event, Failed):
+                    run.failures.add(event.item.model_ids, event.failure.reason)
+    finally:
+        # Fences off workers that were lost from sight, and removes what those that died left half written.
+        run.folder.clean_leftovers(run.folder.new_token())
 
 
 def _log_failure(run: _Run, event: Retried | Split | Failed, reporter: Reporter) -> None:

@@ -6,7 +6,7 @@ them, further cells form new cohorts. Anything else is refused with a diff, befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,21 @@ class Reconciled:
 
     def pending(self, selected: np.ndarray, sealed: set[str]) -> list[Cohort]:
         """Cohorts with a selected cell and an unsealed segment, in order."""
-        wanted = set(np.unique(self.current[selected & (self.current >= 0)]).tolist())
-        return [
-            cohort
-            for number, cohort in enumerate(self.cohorts)
-            if number in wanted and any(s.shard_id not in sealed for s in cohort.segments)
-        ]
+        wanted = np.unique(self.current[selected & (self.current >= 0)]).tolist()
+        return _unfinished((self.cohorts[number] for number in wanted), sealed)
+
+    def unfinished(self, sealed: set[str]) -> list[Cohort]:
+        """Cohorts with an unsealed segment, selected or not."""
+        return _unfinished(self.cohorts, sealed)
 
     def cohort_ids(self) -> np.ndarray:
         """Each cell's cohort id, None where it has none (object [cells])."""
         names = np.array([*(c.cohort_id for c in self.cohorts), None], dtype=object)
         return names[self.current]
+
+
+def _unfinished(cohorts: Iterable[Cohort], sealed: set[str]) -> list[Cohort]:
+    return [cohort for cohort in cohorts if any(s.shard_id not in sealed for s in cohort.segments)]
 
 
 def reconcile(plan: Plan, records: Sequence[CohortRecord], sealed: set[str], stored_plan: pd.DataFrame) -> Reconciled:

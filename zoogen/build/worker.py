@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -77,9 +78,11 @@ class CohortWorker:
         with CohortLog(self.zoo, cohort) as journal:
             task = cohort.jobs[0].task
             layout = describe(cohort.jobs[0].architecture, task.input_shape, task.outputs)
-            work = Work.claim(self.zoo, cohort, self.token)
+            # One suffix per attempt: a worker that was lost from sight but lives on is fenced off by the next one.
+            token = f"{self.token}-{secrets.token_hex(4)}"
+            work = Work.claim(self.zoo, cohort, token)
             state, rows = self._start(cohort, work, layout, journal)
-            ending = SegmentEnd(self.zoo, self.token, cohort, layout, work, rows)
+            ending = SegmentEnd(self.zoo, token, cohort, layout, work, rows)
             if state is not None:
                 # A kill between the last save and its seal leaves a full segment behind.
                 yield from ending.seal_through(state, self._finished(cohort, state))

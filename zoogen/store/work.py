@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -296,6 +296,13 @@ def _unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     about = json.loads(data[8 : 8 + length])["__metadata__"]["about"]
     # Copies: a trainer writes into the arrays it is given.
     return {name: array.copy() for name, array in load(data).items()}, json.loads(about)
+
+
+def keep_only_work_of(zoo: Path, cohort_ids: Collection[str]) -> None:
+    """Remove the work folders of all other cohorts: finished, split or not planned any more. Needs the lock."""
+    for folder in (work_folder(zoo) / "cohorts").glob("*"):
+        if folder.name.partition(".")[0] not in cohort_ids:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def unfinished_epochs(zoo: Path) -> dict[str, int]:
