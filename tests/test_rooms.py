@@ -28,7 +28,8 @@ MAY_IMPORT = {
         "core", "blueprint", "plan", "architectures", "tasks", "train", "store", "schedule", "dataset", "report",
     },
     "cli": {
-        "core", "blueprint", "plan", "architectures", "tasks", "train", "store", "schedule", "dataset", "report", "build",
+        "core", "blueprint", "plan", "architectures", "tasks", "train",
+        "store", "schedule", "dataset", "report", "build",
     },
     "__init__": {"dataset"},
     "__main__": {"cli"},

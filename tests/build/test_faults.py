@@ -201,16 +201,12 @@ def test_a_damaged_shard_is_named_moved_aside_and_made_anew_with_the_same_bytes(
     ],
     ids=["blueprint", "override", "unknown-factor", "predicate", "option", "sample", "cpus", "no-data"],
 )
-def test_bad_input_has_its_exit_code_and_leaves_no_trace(
-    tmp_path, command, change, arguments, environment, code, told
-):
+def test_bad_input_has_its_exit_code_and_leaves_no_trace(tmp_path, command, change, arguments, environment, code, told):
     blueprint = write_blueprint(tmp_path / "a.yaml", change)
     (tmp_path / "empty").mkdir()
     environment = {k: str(tmp_path / "empty") for k in environment}
     place = tmp_path / "not" / "yet"
-    run = command(
-        "build", blueprint, "-o", place / "zoo", "--executor", "serial", *arguments, environment=environment
-    )
+    run = command("build", blueprint, "-o", place / "zoo", "--executor", "serial", *arguments, environment=environment)
     assert run.wait() == code, run.output
     assert told.lower() in run.output.lower()
     assert "Traceback" not in run.output

@@ -210,7 +210,7 @@ zoo: own
 version: 1
 task: {name: spirals, arms: 3}
 architecture: {name: bottleneck, units: {grid: [4, 32]}}
-training: {epochs: 20, batch_size: 20, optimizer: {name: adam, lr: 3.0e-2}}
+training: {epochs: 10, batch_size: 20, optimizer: {name: adam, lr: 3.0e-2}}
 seeds: {list: [0]}
 """
 BUILD_AND_OPEN = """

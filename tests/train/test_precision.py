@@ -88,6 +88,7 @@ def test_a_compiled_model_trains_as_the_plain_one(setup, small_net, monkeypatch)
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16", "float16"])
 def test_every_precision_trains_and_continues_on_a_gpu(setup, small_net, precision):
     from zoogen.train.plain import PlainTrainer

@@ -2,6 +2,7 @@
 
 from zoogen.blueprint.load import load, loads
 from zoogen.blueprint.problems import BlueprintError, Problem
+from zoogen.blueprint.records import Blueprint
 from zoogen.blueprint.schema import schema
 
-__all__ = ["BlueprintError", "Problem", "load", "loads", "schema"]
+__all__ = ["Blueprint", "BlueprintError", "Problem", "load", "loads", "schema"]

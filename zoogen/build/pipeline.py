@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from zoogen.blueprint import load
+from zoogen.blueprint import Blueprint, load
 from zoogen.build.ledger import Failures, Ledger, selected_cells
 from zoogen.build.manifest import make_manifest, record_data, task_id
 from zoogen.build.reconcile import cell_numbers, reconcile
@@ -181,7 +181,7 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
         folder.create(manifest)
     write_splits(folder.path, splits)
     folder.write_manifest(manifest)
-    write_file(folder.path / "blueprint.yaml", plan.blueprint.text.encode())
+    write_file(folder.path / "blueprint.yaml", _as_given(plan.blueprint).encode())
     ledger.write()
     failures = Failures(folder.path)
     # A build killed right after a cohort's last seal has neither forgotten its failures nor dropped its work.
@@ -189,6 +189,12 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     failures.keep_only(m for cohort in unfinished for m in cohort.model_ids)
     keep_only_work_of(folder.path, {cohort.cohort_id for cohort in unfinished})
     return _Run(options, plan, folder, ledger, pending, failures)
+
+
+def _as_given(blueprint: Blueprint) -> str:
+    """The file as given; values that came from the command line are named above it, since it is not whole without."""
+    overrides = "".join(f"# with --set {override}\n" for override in blueprint.overrides)
+    return overrides + blueprint.text
 
 
 def _check_disk(path: Path, plan: Plan, pending: Sequence[Cohort], sealed: set[str]) -> None:

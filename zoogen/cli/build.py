@@ -17,7 +17,12 @@ from zoogen.cli.options import blueprint_argument, overrides_option
 )
 @overrides_option
 @click.option("--where", metavar="PREDICATE", help='Build only models that match, e.g. "lr < 0.01 and seed in [1, 2]".')
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="Build only N models, a uniform sample (a pilot).")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Build only a uniform sample of N models of the plan (a pilot); always the same ones.",
+)
 @click.option("--until", type=click.IntRange(0), metavar="EPOCH", help="Stop every model at this epoch, resumably.")
 @click.option(
     "--executor",

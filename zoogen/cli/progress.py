@@ -30,7 +30,6 @@ class _Account:
 
     def begin(self, models: int, already: int, steps: int) -> None:
         self.models, self.already, self.total_steps = models, already, steps
-        self._recent.append((time.monotonic(), 0))
 
     def add(self, progress: Progress) -> None:
         self.done += progress.models
@@ -40,7 +39,9 @@ class _Account:
             self._recent.append((time.monotonic(), self.steps))
 
     def rate(self) -> float:
-        """Model-steps per second, lately."""
+        """Model-steps per second between the latest reports; workers' start-up is not in it."""
+        if len(self._recent) < 2:
+            return 0.0
         (first, before), (last, after) = self._recent[0], self._recent[-1]
         return (after - before) / (last - first) if last > first else 0.0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from zoogen.core.canonical import canonical_json
 from zoogen.core.contracts import Architecture
+from zoogen.core.errors import UserError, ZoogenError
 from zoogen.core.layout import Layout, describe_module
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.core.streams import torch_seed
@@ -38,7 +39,7 @@ def describe(architecture: Architecture, input_shape: tuple[int, ...], outputs: 
     """The layout of an architecture's network; takes no memory for weights, and is remembered.
 
     Raises:
-        UserError: the architecture does not fit the input shape.
+        UserError: the architecture does not fit the input shape, or cannot be built.
     """
     return _describe(canonical_json(ARCHITECTURES.describe(architecture)), tuple(input_shape), outputs)
 
@@ -52,7 +53,21 @@ def _describe(identity: bytes, input_shape: tuple[int, ...], outputs: int) -> La
     except Exception:
         # A factory may compute with its tensors, which have no values on the meta device. What is wrong with the
         # architecture itself, the real construction raises again.
-        return describe_module(build_model(architecture, input_shape, outputs, seed=0))
+        return describe_module(_really_built(architecture, input_shape, outputs))
+
+
+def _really_built(architecture: Architecture, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    try:
+        return build_model(architecture, input_shape, outputs, seed=0)
+    except (ZoogenError, MemoryError):
+        raise
+    except Exception as error:  # out of a factory of the user's
+        told = ARCHITECTURES.describe(architecture)
+        raise UserError(
+            f"architecture {told} cannot be built for inputs of shape {input_shape} and {outputs} outputs: "
+            f"{type(error).__name__}: {error}\n"
+            "change its arguments, or mend the code it names"
+        ) from error
 
 
 @contextmanager

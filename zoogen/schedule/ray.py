@@ -36,6 +36,8 @@ from ray.exceptions import OutOfMemoryError, RayError
 
 POLL_SECONDS = 0.2
 NODES_SECONDS = 2.0
+log = logging.getLogger(__name__)
+
 START_SECONDS = 180.0
 PLACEMENT_SECONDS = 600.0
 FAILED_STARTS = 3
@@ -152,7 +154,7 @@ class _Connection:
         try:
             if not ray.is_initialized():
                 self._ours = True
-                self._connect() if self.address else self._start_local()
+                self._connect() if self.address else self._start_local_patiently()
         except BaseException as error:  # Ray ends some failed connections with SystemExit
             self._error = error
         finally:
@@ -165,6 +167,15 @@ class _Connection:
             # Ray tries for two minutes where nobody listens; a plain connection tells at once.
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+
+    def _start_local_patiently(self) -> None:
+        try:
+            self._start_local()
+        except Exception as error:
+            # On a machine that is busy Ray's own processes now and then miss each other's start by seconds.
+            log.warning("the local Ray did not start (%s); trying once more", _first_line(error))
+            ray.shutdown()
+            self._start_local()
 
     def _start_local(self) -> None:
         cpus = self._cpus

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 @OPTIMIZERS.register("sgd")
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent, with (Nesterov) momentum as in Sutskever et al. 2013 and L2 weight decay."""
+    """Stochastic gradient descent, with (Nesterov) momentum as in Sutskever et al. 2013 and L2 weight decay.
+
+    Attributes:
+        lr: Learning rate; a schedule may scale it.
+        momentum: Share of the last step that is kept; 0: none.
+        nesterov: Look ahead along the momentum.
+        weight_decay: L2 term added to the gradient.
+    """
 
     per_model: ClassVar[frozenset[str]] = frozenset({"lr", "momentum", "weight_decay"})
 
@@ -58,7 +65,15 @@ class SGD:
 @OPTIMIZERS.register("adam")
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980); weight decay is an L2 term of the gradient."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980); weight decay is an L2 term of the gradient.
+
+    Attributes:
+        lr: Learning rate; a schedule may scale it.
+        beta1: Decay of the running mean of gradients.
+        beta2: Decay of the running mean of squared gradients.
+        eps: Added to the denominator.
+        weight_decay: L2 term added to the gradient.
+    """
 
     state_tensors: ClassVar[int] = 2
     per_model: ClassVar[frozenset[str]] = frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"})
@@ -79,7 +94,15 @@ class Adam:
 @OPTIMIZERS.register("adamw")
 @dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
+    Attributes:
+        lr: Learning rate; a schedule may scale it.
+        beta1: Decay of the running mean of gradients.
+        beta2: Decay of the running mean of squared gradients.
+        eps: Added to the denominator.
+        weight_decay: Share of the weights, times lr, taken off at every step.
+    """
 
     state_tensors: ClassVar[int] = 2
     per_model: ClassVar[frozenset[str]] = Adam.per_model
@@ -102,7 +125,15 @@ class AdamW:
 @OPTIMIZERS.register("rmsprop")
 @dataclass(frozen=True)
 class RMSprop:
-    """RMSprop (Hinton's lecture 6e), uncentred, as ``torch.optim.RMSprop``; torch has no fused kernel for it."""
+    """RMSprop (Hinton's lecture 6e), uncentred, as ``torch.optim.RMSprop``; torch has no fused kernel for it.
+
+    Attributes:
+        lr: Learning rate; a schedule may scale it.
+        alpha: Decay of the running mean of squared gradients.
+        eps: Added to the denominator.
+        momentum: Share of the last step that is kept; 0: none.
+        weight_decay: L2 term added to the gradient.
+    """
 
     per_model: ClassVar[frozenset[str]] = frozenset({"lr", "alpha", "eps", "momentum", "weight_decay"})
 

@@ -95,6 +95,14 @@ class OneCycle(_Builds):
     The learning rate rises from lr / div_factor to the optimizer's lr over ``pct_start`` of all steps, then falls to
     lr / (div_factor * final_div_factor). Momentum (beta1 for Adam) moves the other way between its two bounds and
     replaces the optimizer's own, unless ``cycle_momentum`` is false.
+
+    Attributes:
+        pct_start: Share of all steps in which the learning rate rises.
+        div_factor: The first learning rate is lr divided by this.
+        final_div_factor: The last one is the first divided by this.
+        cycle_momentum: Move momentum the other way.
+        base_momentum: Momentum at the highest learning rate.
+        max_momentum: Momentum at the first and the last step.
     """
 
     shaped_by_epochs: ClassVar[bool] = True
