@@ -117,7 +117,7 @@ class Command:
         return self.log.read_text()
 
 
-_SLOW_IMPORTS = [
+SLOW_IMPORTS = [
     "zoogen.build.pipeline", "zoogen.train.plain", "zoogen.train.run", "zoogen.store.derive", "zoogen.cli.main",
     "zoogen.cli.build", "pandas", "h5py", "torch._dynamo",
 ]  # fmt: skip
@@ -130,7 +130,7 @@ class Commands:
         self._folder = folder
         self._started: list[Command] = []
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_SLOW_IMPORTS)
+        self._context.set_forkserver_preload(SLOW_IMPORTS)
 
     def __enter__(self) -> Commands:
         return self
@@ -173,3 +173,10 @@ def _run(
 
     sys.argv = ["zoogen", *arguments]
     main()
+
+
+def call(module: str, name: str, arguments: tuple) -> None:
+    """Run a function of a test file in another process, which cannot import test files by itself."""
+    import importlib
+
+    getattr(importlib.import_module(module), name)(*arguments)

@@ -11,7 +11,8 @@ import pandas as pd
 from zoogen.core.layout import Entry, Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job, Recording, Seeds, Segment
 from zoogen.store.cohorts import CohortRecord
-from zoogen.store.shard import seal_shard
+from zoogen.store.read import ShardReader
+from zoogen.store.shard import seal_shard, shards_folder
 from zoogen.store.shard_info import ShardInfo
 from zoogen.store.zoo import ZooFolder
 
@@ -169,3 +170,9 @@ def record_of(cohort: Cohort) -> CohortRecord:
         cohort.segments,
         {"optimizer": "last"},
     )
+
+
+def read_weights(zoo: Path, shard_id: str, rows=None, columns=None) -> np.ndarray:
+    """Some rows and columns of one sealed shard."""
+    with ShardReader(shards_folder(zoo) / shard_id) as shard:
+        return shard.weights(rows, columns)

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from store_samples import read_weights
 
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.store.check import problems_of
-from zoogen.store.read import read_rows
 from zoogen.store.shard_info import read_shard_info
 from zoogen.store.tables import read_parquet, read_schema
 from zoogen.store.zoo import ZooFolder
@@ -147,7 +147,7 @@ def shard(sample):
 def test_signing_itself_breaks_nothing(shard, sample):
     sign(shard)
     assert problems_of(shard) == []
-    assert read_rows(sample.path, "c0-s0").shape == SHAPE
+    assert read_weights(sample.path, "c0-s0").shape == SHAPE
 
 
 @pytest.mark.parametrize("spoil", SPOILERS, ids=lambda f: f.__name__)
@@ -156,7 +156,7 @@ def test_a_hostile_weights_file_is_refused(shard, sample, spoil):
         spoil(file)
     sign(shard)
     with pytest.raises(IntegrityError, match=r"weights\.h5"):
-        read_rows(sample.path, "c0-s0")
+        read_weights(sample.path, "c0-s0")
     assert problems_of(shard)
 
 
@@ -169,7 +169,7 @@ def test_a_shard_json_that_promises_the_absurd_shape_does_not_help(shard, sample
         dataset["shape"][0] = 1 << 40
     sign(shard, datasets=told["datasets"], states=1 << 40)
     with pytest.raises(IntegrityError, match=r"weights\.h5"):
-        read_rows(sample.path, "c0-s0", [0])
+        read_weights(sample.path, "c0-s0", [0])
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + b"\xff" * 4000, b"PK\x03\x04"])
@@ -177,14 +177,14 @@ def test_what_is_no_hdf5_file_is_refused(shard, sample, content):
     (shard / "weights.h5").write_bytes(content)
     sign(shard)
     with pytest.raises(IntegrityError, match=r"weights\.h5"):
-        read_rows(sample.path, "c0-s0")
+        read_weights(sample.path, "c0-s0")
 
 
 def test_a_pipe_is_not_waited_for(shard, sample):
     (shard / "weights.h5").unlink()
     os.mkfifo(shard / "weights.h5")
     with pytest.raises(IntegrityError, match="not a regular file"):
-        read_rows(sample.path, "c0-s0")
+        read_weights(sample.path, "c0-s0")
 
 
 def test_random_bytes_in_the_file_never_crash_the_reader(shard, sample):
@@ -196,7 +196,7 @@ def test_random_bytes_in_the_file_never_crash_the_reader(shard, sample):
             data[place] = rng.integers(0, 256)
         (shard / "weights.h5").write_bytes(data)
         with contextlib.suppress(IntegrityError):
-            assert read_rows(sample.path, "c0-s0").shape == SHAPE
+            assert read_weights(sample.path, "c0-s0").shape == SHAPE
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from store_samples import Sample, make_checkpoint, make_cohort, make_layout, make_state
+from store_samples import Sample, make_checkpoint, make_cohort, make_layout, make_state, read_weights
 
 from zoogen.core.errors import Incomplete, IntegrityError
 from zoogen.store import shard
 from zoogen.store.check import problems_of
 from zoogen.store.derive import rebuild_tables
-from zoogen.store.read import ShardReader, read_rows
+from zoogen.store.read import ShardReader
 from zoogen.store.shard import seal_shard
 from zoogen.store.stacks import chunk_shape
 
@@ -68,12 +68,12 @@ def test_the_lines_of_the_format_page_read_a_zoo(sample, monkeypatch):
 
 def test_rows_and_columns_are_read_in_the_order_asked_for(sample):
     sample.seal(0)
-    everything = read_rows(sample.path, "c0-s0")
+    everything = read_weights(sample.path, "c0-s0")
     rng = np.random.default_rng(0)
     for rows in ([11, 0, 5, 5], [1, 5, 9], [], rng.integers(0, 12, 50)):
-        assert np.array_equal(read_rows(sample.path, "c0-s0", rows, slice(3, 17, 2)), everything[rows, 3:17:2])
+        assert np.array_equal(read_weights(sample.path, "c0-s0", rows, slice(3, 17, 2)), everything[rows, 3:17:2])
     with pytest.raises(IndexError, match="0 to 11"):
-        read_rows(sample.path, "c0-s0", [12])
+        read_weights(sample.path, "c0-s0", [12])
 
 
 _SEAL = """
@@ -148,7 +148,7 @@ def test_a_last_finite_state_just_before_the_segment_is_kept_in_the_segment_that
 def test_rows_of_other_segments_may_be_passed_along(sample):
     info = sample.seal(1, checkpoints=[c for i in range(3) for c in sample.checkpoints(i)])
     assert info.epochs == (3, 4)
-    assert read_rows(sample.path, "c0-s1", [0]).tobytes() == sample.checkpoints(1)[0].weights[:1].tobytes()
+    assert read_weights(sample.path, "c0-s1", [0]).tobytes() == sample.checkpoints(1)[0].weights[:1].tobytes()
 
 
 def test_a_segment_in_which_no_model_lives_is_sealed_empty(sample):
@@ -157,7 +157,7 @@ def test_a_segment_in_which_no_model_lives_is_sealed_empty(sample):
     info = sample.seal(2, checkpoints=[], state=make_state(sample.cohort, sample.layout, 4, **gone))
     assert info.states == 0
     assert not problems_of(sample.path / "shards" / "c0-s2")
-    assert read_rows(sample.path, "c0-s2").shape == (0, 21)
+    assert read_weights(sample.path, "c0-s2").shape == (0, 21)
 
 
 def test_a_worker_of_an_older_build_cannot_seal(sample):

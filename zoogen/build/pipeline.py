@@ -22,6 +22,7 @@ from zoogen.build.worker import CohortWorker, Progress
 from zoogen.core.errors import EnvironmentFault
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
+from zoogen.core.words import in_bytes
 from zoogen.dataset import open_zoo
 from zoogen.plan import Plan, make_plan
 from zoogen.plan.cohorts import optimizer_bytes, state_bytes
@@ -216,8 +217,8 @@ def _check_disk(path: Path, plan: Plan, pending: Sequence[Cohort], sealed: set[s
     free = shutil.disk_usage(at).free
     if needed > free:
         raise EnvironmentFault(
-            f"the zoo does not fit: {len(pending)} cohorts need {needed / 1e9:.1f} GB, "
-            f"{at} has {free / 1e9:.1f} GB free\n"
+            f"the zoo does not fit: {len(pending)} cohorts need {in_bytes(needed)}, "
+            f"{at} has {in_bytes(free)} free\n"
             "store fewer checkpoints (checkpoints.every, checkpoints.last), build a part (--where, --sample), "
             "or choose another disk (--out DIR)"
         )

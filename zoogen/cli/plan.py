@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zoogen.cli.options import json_option, overrides_option
+from zoogen.core.words import duration, in_bytes
 
 if TYPE_CHECKING:
     from zoogen.plan import Plan, Summary
@@ -57,17 +58,17 @@ def _as_json(found: list[tuple[Summary, float | None]]) -> dict[str, object]:
 
 
 def _as_text(found: list[tuple[Summary, float | None]]) -> str:
-    from zoogen.cli.progress import duration
-
     timed = any(seconds is not None for _, seconds in found)
     head = ["zoo", "models", "states", "cohorts", "shards", "steps", "size", *(["time"] if timed else [])]
     rows = []
     for s, seconds in found:
         row = [f"{s.name} v{s.version}", f"{s.models:,}", f"{s.states:,}", f"{s.cohorts:,}", f"{s.shards:,}"]
-        rows.append([*row, f"{s.optimizer_steps:,}", size(s.total_bytes), *([duration(seconds or 0)] if timed else [])])
+        rows.append(
+            [*row, f"{s.optimizer_steps:,}", in_bytes(s.total_bytes), *([duration(seconds or 0)] if timed else [])]
+        )
     if len(found) > 1:
         sums = [sum(values) for values in zip(*(_counts(s) for s, _ in found), strict=True)]
-        total = [f"{len(found)} zoos", *(f"{n:,}" for n in sums[:-1]), size(sums[-1])]
+        total = [f"{len(found)} zoos", *(f"{n:,}" for n in sums[:-1]), in_bytes(sums[-1])]
         rows.append(total + ([duration(sum(seconds or 0 for _, seconds in found))] if timed else []))
     text = table(head, rows)
     return text if len(found) > 1 else f"{text}\n\n{_details(found[0][0])}"
@@ -79,25 +80,16 @@ def _counts(s: Summary) -> list[int]:
 
 def _details(s: Summary) -> str:
     lines = ["factors: " + ", ".join(f"{key} ({n})" for key, n in s.factors.items())]
-    lines.append(f"bytes: weights {size(s.weight_bytes)}, optimizer states {size(s.optimizer_bytes)}")
+    lines.append(f"bytes: weights {in_bytes(s.weight_bytes)}, optimizer states {in_bytes(s.optimizer_bytes)}")
     if s.prediction_bytes:
-        lines[-1] += f", test predictions {size(s.prediction_bytes)} before compression"
+        lines[-1] += f", test predictions {in_bytes(s.prediction_bytes)} before compression"
     head = ["architecture", "task", "parameters", "batch", "epochs", "models", "states", "steps", "weights"]
     rows = []
     for k in s.kinds:
         row = [k["architecture"], k["task"], f"{k['parameters']:,}", str(k["batch_size"]), str(k["epochs"])]
         row += [f"{k[n]:,}" for n in ("models", "states", "optimizer_steps")]
-        rows.append([*row, size(k["weight_bytes"])])
+        rows.append([*row, in_bytes(k["weight_bytes"])])
     return "\n".join([*lines, "", table(head, rows)])
-
-
-def size(count: float) -> str:
-    """Bytes with a decimal unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoogen.core.words import duration
 from zoogen.schedule import StopFlag
 
 if TYPE_CHECKING:
@@ -111,18 +112,6 @@ def _opening(path: Path, plan: Plan, models: int, done: int) -> str:
         return f"{path}: nothing to train"
     elsewhere = f" ({done} of {len(plan)} are done or not asked for now)" if done else ""
     return f"{path}: training {models} models{elsewhere}"
-
-
-def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from zoogen.core.recipe import Training
 if TYPE_CHECKING:
     import numpy as np
 
-Role = Literal["pretrain", "sparsify", "finetune", "dense"]
 KeepOptimizer = Literal["none", "last", "all"]
 
 

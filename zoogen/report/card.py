@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoogen.report.overview import Score, Summary, size, summary
+from zoogen.core.words import in_bytes
+from zoogen.report.overview import Score, Summary, summary
 
 if TYPE_CHECKING:
     from zoogen.dataset import Zoo
@@ -74,7 +75,7 @@ def _counts(found: Summary) -> str:
     for task in found.tasks:
         parts = f"{task['train']:,} train, {task['val']:,} validation, {task['test']:,} test samples"
         rows.append(("task", f"`{task['name']}`: {parts}, {task['outputs']:,} classes"))
-    rows.append(("weights", size(found.weight_bytes)))
+    rows.append(("weights", in_bytes(found.weight_bytes)))
     rows.append(("final test accuracy", _numbers(found.accuracy)))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
 

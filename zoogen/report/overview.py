@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zoogen.core.words import in_bytes
 from zoogen.report.levels import levels
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _head(found: Summary) -> list[str]:
     first, last, count = found.epochs
     statuses = ", ".join(f"{count:,} {status}" for status, count in found.by_status.items() if count)
     every = f"epochs {first} to {last}" if count == last - first + 1 else f"{count} epochs from {first} to {last}"
-    disk = f"{size(found.bytes_on_disk)} on disk, of which {size(found.weight_bytes)} are float32 weights"
+    disk = f"{in_bytes(found.bytes_on_disk)} on disk, of which {in_bytes(found.weight_bytes)} are float32 weights"
     lines = [f"{found.name} version {found.version}", *textwrap.wrap(found.description, WIDTH), ""]
     lines += _entry("path", found.path)
     lines += _entry("models", f"{found.models:,}: {statuses or 'none'}")
@@ -181,13 +182,3 @@ def _line(label: str, score: Score) -> str:
         for value in (score.median, score.min, score.max)
     )
     return f"{label:<64}{score.models:>9,}{numbers}"
-
-
-def size(count: int) -> str:
-    """Bytes for people: ``3.2 MB`` (powers of ten)."""
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{count} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:,.3g} TB"

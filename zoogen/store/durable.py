@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoogen.core.errors import EnvironmentFault, IntegrityError
+from zoogen.core.words import in_bytes
 
 TEMPORARY = ".tmp-"
 
@@ -109,7 +110,7 @@ def disk_faults(what: str, folder: Path, needed: int) -> Iterator[None]:
         code = _errno_of(error)
         if code in _NO_ROOM:
             raise EnvironmentFault(
-                f"no room to write {what}: it needs {_size(needed)}, {_free(folder)}. What is on disk is valid: "
+                f"no room to write {what}: it needs {in_bytes(needed)}, {_free(folder)}. What is on disk is valid: "
                 f"make room and run the same command again, it resumes"
             ) from error
         if code in _NO_LEAVE:
@@ -127,15 +128,6 @@ def _errno_of(error: OSError) -> int | None:
 
 def _free(folder: Path) -> str:
     try:
-        return f"{_size(shutil.disk_usage(folder).free)} are free in {folder}"
+        return f"{in_bytes(shutil.disk_usage(folder).free)} are free in {folder}"
     except OSError:
         return f"in {folder}"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from zoogen.core.errors import IntegrityError
-from zoogen.store.durable import checked_name
-from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import OPTIMIZER_FILE, WEIGHTS_FILE, read_shard_info
 from zoogen.store.stacks import StackFile
 
@@ -88,14 +86,3 @@ class ShardReader:
                 )
             self._files[name] = StackFile(path, self.info.datasets[name])
         return self._files[name]
-
-
-def read_rows(zoo: Path, shard_id: str, rows: Rows = None, columns: slice | None = None) -> np.ndarray:
-    """Weights of some rows of one shard: float32 [rows, columns].
-
-    Raises:
-        IntegrityError: the shard is damaged or hostile.
-        IndexError: a row is outside the shard.
-    """
-    with ShardReader(shards_folder(zoo) / checked_name("shard", shard_id)) as shard:
-        return shard.weights(rows, columns)
