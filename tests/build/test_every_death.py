@@ -84,7 +84,7 @@ def check(told, folder, expected):
         for step, (code, damaged, completed, left) in enumerate(told, 1)
         if code != -signal.SIGKILL or damaged or completed != 0 or left
     }
-    assert wrong == {}
+    assert not wrong, "\n".join(f"{step}: {told}" for step, told in wrong.items())
     for step in range(1, len(told) + 1):
         assert shards(folder / f"zoo-{step}") == expected, step
         assert verify(folder / f"zoo-{step}").complete, step

@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -79,6 +80,7 @@ class RayExecutor:
         self.start()
         if not self._connection.wait(stop):
             return
+        _take_signals_back()
         pool = _Pool(ray.cloudpickle.dumps(factory), grows=self._connection.address is not None, grace=self._grace)
         try:
             yield from pool.work(todo, stop)
@@ -99,6 +101,15 @@ class RayExecutor:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _take_signals_back() -> None:
+    """Undo Ray's own handler of SIGTERM, which prints a stack trace of this process before ours runs."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 class _Connection:
