@@ -13,7 +13,7 @@ RUN uv venv --python python3 /opt/zoogen/venv
 
 # The dependencies first, in a layer of their own: it is rebuilt only when they change.
 COPY pyproject.toml constraints.txt README.md /opt/zoogen/source/
-RUN uv pip install --no-cache --python /opt/zoogen/venv/bin/python --constraint /opt/zoogen/source/constraints.txt \
+RUN uv pip install --no-cache --compile-bytecode --python /opt/zoogen/venv/bin/python --constraint /opt/zoogen/source/constraints.txt \
     --requirement /opt/zoogen/source/pyproject.toml
 COPY zoogen /opt/zoogen/source/zoogen
 RUN uv pip install --no-cache --python /opt/zoogen/venv/bin/python --no-deps /opt/zoogen/source

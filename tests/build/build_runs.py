@@ -73,9 +73,9 @@ def shards(zoo: Path) -> dict[str, bytes]:
 
 
 def everything(zoo: Path) -> dict[str, bytes]:
-    """Every file of the zoo but the lock, which names who looked last."""
+    """Every file of the zoo but the lock and the token, which each builder writes."""
     files = {str(p.relative_to(zoo)): p for p in sorted(zoo.rglob("*")) if p.is_file()}
-    return {name: p.read_bytes() for name, p in files.items() if name != ".work/lock"}
+    return {name: p.read_bytes() for name, p in files.items() if name not in (".work/lock", ".work/token")}
 
 
 def rows(zoo: Path) -> dict[tuple[str, int], bytes]:
@@ -119,7 +119,8 @@ class Command:
 
 SLOW_IMPORTS = [
     "zoogen.build.pipeline", "zoogen.train.plain", "zoogen.train.run", "zoogen.store.derive", "zoogen.cli.main",
-    "zoogen.cli.build", "pandas", "h5py", "torch._dynamo",
+    "zoogen.cli.build", "zoogen.report.card", "zoogen.tasks", "zoogen.architectures", "pandas", "pyarrow.pandas_compat",
+    "h5py", "torch._dynamo",
 ]  # fmt: skip
 
 

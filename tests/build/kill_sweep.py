@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,7 @@ class RayBuild:
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, env={**os.environ, **told}, stdout=log, stderr=log)
         self.family: list[psutil.Process] = []
+        self.folders: set[str] = set()
 
     @property
     def output(self) -> str:
@@ -118,26 +120,21 @@ class RayBuild:
             time.sleep(0.001)
 
     def remember_family(self) -> None:
-        """Every process of this build, so that none is forgotten when the driver is gone."""
+        """Every process of this build and Ray's folder, so that none is forgotten when the driver is gone."""
         self.family = [psutil.Process(self.process.pid)]
         self.family += self.family[0].children(recursive=True)
+        for process in self.family:
+            with contextlib.suppress(psutil.Error):
+                self.folders |= set(re.findall(r"/tmp/zoogen-ray-\w+", " ".join(process.cmdline())))
 
     def clear_away(self, seconds: float = 60) -> list[psutil.Process]:
         """Wait for what a killed driver left running; returns what had to be killed, and removes Ray's own folder."""
-        folders = set()
-        for process in self.family:
-            with contextlib.suppress(psutil.Error):
-                folders |= {
-                    w[: w.index("/session")] for w in process.cmdline() if "/zoogen-ray-" in w and "/session" in w
-                }
         _, alive = psutil.wait_procs(self.family, timeout=seconds)
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        for folder in folders:
-            place = folder[folder.index("/") :]
-            if place.startswith("/tmp/zoogen-ray-"):
-                shutil.rmtree(place, ignore_errors=True)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
         return alive
 
 

@@ -101,7 +101,7 @@ def test_a_stopped_build_exits_3_at_once_and_goes_on_after_its_last_epoch(tmp_pa
 
 def test_a_second_builder_is_refused_and_told_of_the_first(tmp_path, command):
     blueprint, zoo = write_blueprint(tmp_path / "a.yaml"), tmp_path / "zoo"
-    first = command("build", blueprint, "-o", zoo, "--executor", "serial", slow=0.5)
+    first = command("build", blueprint, "-o", zoo, "--executor", "serial", slow=0.2)
     reaches(first, "train", 1)
     second = command("build", blueprint, "-o", zoo, "--executor", "serial")
     assert second.wait() == 2

@@ -33,7 +33,7 @@ from zoogen.store.durable import disk_faults, write_file
 from zoogen.store.fence import work_folder
 from zoogen.store.splits import write_splits
 from zoogen.store.work import keep_only_work_of
-from zoogen.store.zoo import ZooFolder
+from zoogen.store.zoo import PLAN_FILE, ZooFolder
 from zoogen.tasks.places import cache_root, data_root
 
 
@@ -129,6 +129,8 @@ def build(options: BuildOptions, executor: Executor, reporter: Reporter, stop: S
                 if run.pending:
                     _train(run, executor, reporter, stop)
             finally:
+                # Fences off workers that were lost from sight, and removes what those that died left half written.
+                folder.clean_leftovers(folder.new_token())
                 tables = rebuild_tables(folder, run.failures.reasons)
                 write_file(folder.path / "README.md", card(open_zoo(folder.path)).encode())
             return Outcome(
@@ -169,7 +171,9 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     manifest = make_manifest(plan, stored)
     sealed = set(folder.sealed())
     records = folder.read_cohorts()
-    carried = reconcile(plan, records, sealed, folder.read_plan() if records else plan.table)
+    # A first build killed between writing the cohorts and the plan leaves the cohorts alone.
+    stored_plan = folder.read_plan() if (folder.path / PLAN_FILE).exists() else plan.table
+    carried = reconcile(plan, records, sealed, stored_plan)
     ledger = Ledger(folder, plan, carried.with_new(plan, chosen))
     pending = ledger.reconciled.pending(chosen, sealed)
     splits = {}
@@ -253,20 +257,16 @@ def _train(run: _Run, executor: Executor, reporter: Reporter, stop: StopFlag) ->
         options.device,
         options.until,
     )
-    try:
-        for event in run_all(executor, factory, run.pending, run.ledger.split, stop):
-            if isinstance(event, Message):
-                run.steps += event.payload.model_steps
-                reporter.progress(event.payload)
-            elif isinstance(event, Finished):
-                run.failures.clear(event.item.model_ids)
-            elif isinstance(event, (Retried, Split, Failed)):
-                _log_failure(run, event, reporter)
-                if isinstance(event, Failed):
-                    run.failures.add(event.item.model_ids, event.failure.reason)
-    finally:
-        # Fences off workers that were lost from sight, and removes what those that died left half written.
-        run.folder.clean_leftovers(run.folder.new_token())
+    for event in run_all(executor, factory, run.pending, run.ledger.split, stop):
+        if isinstance(event, Message):
+            run.steps += event.payload.model_steps
+            reporter.progress(event.payload)
+        elif isinstance(event, Finished):
+            run.failures.clear(event.item.model_ids)
+        elif isinstance(event, (Retried, Split, Failed)):
+            _log_failure(run, event, reporter)
+            if isinstance(event, Failed):
+                run.failures.add(event.item.model_ids, event.failure.reason)
 
 
 def _log_failure(run: _Run, event: Retried | Split | Failed, reporter: Reporter) -> None:
@@ -275,5 +275,7 @@ def _log_failure(run: _Run, event: Retried | Split | Failed, reporter: Reporter)
     models = f"model {cohort.model_ids[0]}" if len(cohort.jobs) == 1 else f"{len(cohort.jobs)} models"
     reporter.note(f"cohort {cohort.cohort_id[:8]} ({models}) {what}: {event.failure.reason}")
     line = {"event": "failure", "what": what, "reason": event.failure.reason, "details": event.failure.details}
-    with (run.folder.path / "logs" / f"{cohort.cohort_id}.jsonl").open("a") as file:
+    logs = run.folder.path / "logs"
+    logs.mkdir(exist_ok=True)  # a worker may be lost before it has logged anything
+    with (logs / f"{cohort.cohort_id}.jsonl").open("a") as file:
         file.write(json.dumps({"time": round(time.time(), 3), "cohort_id": cohort.cohort_id} | line) + "\n")

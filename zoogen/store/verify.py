@@ -123,7 +123,10 @@ def _plan(folder: ZooFolder, report: Report) -> tuple[pa.Table | None, list[Coho
     try:
         plan = folder.plan_table()
     except (UserError, IntegrityError) as error:
-        report.damaged.append(Damage(PLAN_FILE, str(error)))
+        if isinstance(error, UserError) and not folder.shard_folders():
+            report.stale.append(f"{PLAN_FILE}: not written yet")  # a first build was killed before
+        else:
+            report.damaged.append(Damage(PLAN_FILE, str(error)))
         return None, []
     try:
         records = folder.read_cohorts()

@@ -123,8 +123,9 @@ class ZooFolder:
         for path in shards_folder(self.path).glob(f"{TEMPORARY}*"):
             if f"-{build_of(token)}" not in path.name:
                 shutil.rmtree(path, ignore_errors=True)
-        for path in self.path.glob(f"{TEMPORARY}*"):
-            path.unlink(missing_ok=True)
+        for folder in (self.path, self.path / "logs", self.path / "splits", work_folder(self.path)):
+            for path in folder.glob(f"{TEMPORARY}*"):
+                path.unlink(missing_ok=True)
 
     def write_plan(self, table: pd.DataFrame | pa.Table) -> None:
         """Replace ``plan.parquet`` in one step; write the cohorts it names first.
