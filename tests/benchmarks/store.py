@@ -33,8 +33,9 @@ checkpoints: {{optimizer: none}}
 def write_zoo(folder: Path, models: int, epochs: int) -> float:
     """Plan, cohorts and sealed shards as a build leaves them, with made-up weights; returns the seconds to seal."""
     from zoogen.blueprint import loads
+    from zoogen.build.ledger import Ledger
     from zoogen.build.manifest import make_manifest
-    from zoogen.build.reconcile import Reconciled, to_record
+    from zoogen.build.reconcile import Reconciled
     from zoogen.core.records import Checkpoint, CohortState
     from zoogen.plan import make_plan
     from zoogen.store.derive import rebuild_tables
@@ -45,8 +46,7 @@ def write_zoo(folder: Path, models: int, epochs: int) -> float:
     reconciled = Reconciled((), np.full(len(plan), -1, np.int32)).with_new(plan, np.ones(len(plan), bool))
     zoo = ZooFolder(folder)
     zoo.create(make_manifest(plan, {}))
-    zoo.write_cohorts([to_record(c) for c in reconciled.cohorts])
-    zoo.write_plan(plan.table.assign(cohort_id=reconciled.cohort_ids()))
+    Ledger(zoo, plan, reconciled).write()
     (folder / "logs").mkdir(exist_ok=True)
     token = zoo.new_token()
     rng = np.random.default_rng(0)
