@@ -187,6 +187,20 @@ def test_a_damaged_shard_is_named_moved_aside_and_made_anew_with_the_same_bytes(
     assert command("verify", zoo).wait() == 0
 
 
+def test_whichever_shard_of_a_cohort_is_lost_is_made_anew_alone_with_the_same_bytes(tmp_path, several_shards):
+    """An earlier segment too, whose later ones are sealed and end with the optimizer state."""
+    blueprint, zoo = write_blueprint(tmp_path / "a.yaml"), tmp_path / "zoo"
+    build(blueprint, zoo)
+    before = shards(zoo)
+    lost = sorted({name.partition("/")[0] for name in before})
+    assert len(lost) > 2
+    for shard_id in lost:
+        ZooFolder(zoo).remove_damaged(shard_id)
+        assert build(blueprint, zoo).exit_code == 0
+        assert shards(zoo) == before
+    assert verify(zoo).complete
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "environment", "code", "told"),
     [

@@ -11,8 +11,9 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.contracts import TaskData, describe_task
 from zoogen.core.layout import Layout
 from zoogen.core.modules import describe
-from zoogen.core.records import Checkpoint, Cohort, CohortState
+from zoogen.core.records import Checkpoint, Cohort, CohortState, Segment
 from zoogen.store.resume import is_sealed, read_state
 from zoogen.store.shard import seal_shard
 from zoogen.store.work import Work
@@ -110,18 +111,21 @@ class CohortWorker:
     def _start(
         self, cohort: Cohort, work: Work, layout: Layout, journal: CohortLog
     ) -> tuple[CohortState | None, list[Checkpoint]]:
-        """Where to go on: the work folder, else the last shard that kept an optimizer state, else epoch 0."""
+        """Where to go on: the work folder, else the last shard that kept an optimizer state, else epoch 0.
+
+        Never beyond the first segment that is not sealed: an earlier shard may have been damaged and moved aside.
+        """
+        sealed = list(takewhile(lambda s: is_sealed(self.zoo, s.shard_id), cohort.segments))
         found = work.load()
-        if found is not None:
+        if found is not None and _has_rows_after(sealed, cohort, *found):
             journal.note(f"continues after epoch {found[0].epoch} from its work folder")
             return found
-        for segment in reversed(cohort.segments):
-            if is_sealed(self.zoo, segment.shard_id):
-                stateless = all(j.training.optimizer.state_tensors == 0 for j in cohort.jobs)
-                state = read_state(self.zoo, segment.shard_id, cohort, layout, stateless=stateless)
-                if state is not None:
-                    journal.note(f"continues after epoch {state.epoch} from shard {segment.shard_id}")
-                    return state, []
+        stateless = all(j.training.optimizer.state_tensors == 0 for j in cohort.jobs)
+        for segment in reversed(sealed):
+            state = read_state(self.zoo, segment.shard_id, cohort, layout, stateless=stateless)
+            if state is not None:
+                journal.note(f"continues after epoch {state.epoch} from shard {segment.shard_id}")
+                return state, []
         return None, []
 
     def _device(self, cohort: Cohort) -> str:
@@ -134,6 +138,15 @@ class CohortWorker:
         if key not in self._data:
             self._data[key] = task.load(self.data_root, self.cache)
         return self._data[key]
+
+
+def _has_rows_after(sealed: Sequence[Segment], cohort: Cohort, state: CohortState, rows: Sequence[Checkpoint]) -> bool:
+    """Whether the kept ``rows`` hold every planned epoch between the last of the ``sealed`` segments and ``state``."""
+    through = sealed[-1].last if sealed else cohort.stored_through
+    # Where every model has diverged, rows end with the last finite state.
+    all_gone = len(state.diverged) == len(cohort.jobs)
+    end = max(state.last_finite.values()) if all_gone else state.epoch
+    return {e for e in cohort.recording.epochs if through < e <= end} <= {c.epoch for c in rows}
 
 
 @dataclass
