@@ -1,0 +1,1 @@
+"""All models of a cohort trained as one program, with a model axis M."""
