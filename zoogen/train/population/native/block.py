@@ -1,0 +1,167 @@
+"""One block of models in the program's memory order: every element a vector with one model per lane."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoogen.core.canonical import canonical_json
+from zoogen.core.layout import Layout
+from zoogen.core.records import Job
+from zoogen.core.registry import ARCHITECTURES
+from zoogen.train.dropout import CounterDropout, replace_dropout
+from zoogen.train.population.engine import Rows
+from zoogen.train.population.native.arguments import Arguments
+from zoogen.train.population.native.program import Settings
+from zoogen.train.population.steps import step_keys, stream_keys
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program, and what it was generated for."""
+
+    library: ctypes.CDLL
+    lanes: int
+    scratch: int
+    settings: Settings
+
+
+# Where each optimizer's state lives: torch's name of the first and of the second moment.
+_MOMENTS = {
+    "sgd": ("momentum_buffer", None),
+    "adam": ("exp_avg", "exp_avg_sq"),
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "rmsprop": ("momentum_buffer", "square_avg"),
+}
+
+
+class Block:
+    """Models in lanes; lanes without a model repeat the last one, and what they compute is dropped."""
+
+    def __init__(self, program: Program, jobs: Sequence[Job], rows: Rows, layout: Layout) -> None:
+        self._program = program
+        self._jobs = jobs
+        self._layout = layout
+        self._side = rows.side
+        self.dtype = rows.weights.dtype
+        lanes = program.lanes
+        self._weights_PL = self._to_lanes(rows.weights)
+        self._moments = [self._moment(rows, name) for name in self._names()]
+        self.loss_sums = torch.zeros(lanes, dtype=torch.float64)
+        self.gradient_norms = torch.full((lanes,), torch.nan, dtype=torch.float64)
+        self.hits = torch.zeros(lanes, dtype=torch.int64)
+        settings = [self._settings(job) for job in jobs]
+        columns = {
+            name: self.pad(torch.tensor([s[name] for s in settings], dtype=torch.float64)) for name in settings[0]
+        }
+        clip = jobs[0].training.clip_norm
+        self.arguments = Arguments(
+            lanes,
+            weights=self._weights_PL,
+            gradients=torch.empty_like(self._weights_PL),
+            first_moment=self._moments[0],
+            second_moment=self._moments[1],
+            loss_sums=self.loss_sums,
+            gradient_norms=self.gradient_norms,
+            hits=self.hits,
+            scratch=torch.empty(program.scratch, lanes, dtype=self.dtype),
+            clip=None if clip is None else torch.full((lanes,), clip, dtype=torch.float64),
+            **columns,
+        )
+        self._dropout()
+
+    def _names(self) -> tuple[str | None, str | None]:
+        first, second = _MOMENTS[self._program.settings.optimizer]
+        needs_first = self._program.settings.optimizer.startswith("adam") or self._program.settings.momentum
+        return (first if needs_first else None), second
+
+    def _moment(self, rows: Rows, name: str | None) -> Tensor | None:
+        if name is None:
+            return None
+        blank = rows.weights.new_zeros(len(rows), self._layout.trainable)
+        return self._to_lanes(rows.optimizer.get(name, blank))
+
+    @staticmethod
+    def _settings(job: Job) -> dict[str, float]:
+        o: Any = job.training.optimizer
+        return {
+            "beta1": float(getattr(o, "beta1", getattr(o, "momentum", 0.0))),
+            "beta2": float(getattr(o, "beta2", getattr(o, "alpha", 0.0))),
+            "eps": float(getattr(o, "eps", 0.0)),
+            "decay": o.weight_decay,
+            "smoothing": job.training.label_smoothing,
+        }
+
+    def _dropout(self) -> None:
+        if not self._program.settings.dropout:
+            return
+        self._dropout_keys = stream_keys(self._jobs, "dropout")
+        rates_ML = torch.tensor([dropout_rates(job) for job in self._jobs], dtype=torch.float64)
+        # As in dropout.keep_mask: the lowest share of the 2**32 values drops.
+        thresholds = torch.tensor([[round(p * 2**32) - 2**31 for p in row] for row in rates_ML.tolist()])
+        self.arguments.set(
+            dropout_thresholds=self.pad(thresholds).T.contiguous(),
+            dropout_scales=self.pad(1 / (1 - rates_ML)).T.contiguous().to(self.dtype),
+        )
+
+    def keys_from(self, first_step: int, steps: int) -> None:
+        """Provide the dropout keys of a run of steps."""
+        if self._program.settings.dropout:
+            layers = len(dropout_rates(self._jobs[0]))
+            keys = [step_keys(self._dropout_keys, layer, first_step, steps) for layer in range(layers)]
+            keys_KSL = torch.stack([self.pad(k).T for k in keys]).contiguous()
+            self.arguments.set(dropout_keys=keys_KSL, key_steps=steps)
+
+    @property
+    def augment_keys(self) -> Tensor:
+        """Augment stream key of every lane."""
+        return self.pad(stream_keys(self._jobs, "augment"))
+
+    def pad(self, values_M: Tensor) -> Tensor:
+        """[M, ...] -> [LANES, ...], the last model repeated."""
+        missing = self._program.lanes - len(values_M)
+        return torch.cat([values_M, values_M[-1:].expand(missing, *values_M.shape[1:])]).contiguous()
+
+    def per_step(self, values_MS: Tensor) -> Tensor:
+        """Settings of every step, real [S, LANES]."""
+        return self.pad(values_MS).T.contiguous().to(self.dtype)
+
+    def _to_lanes(self, rows_MP: Tensor) -> Tensor:
+        return self.pad(rows_MP).T.contiguous()
+
+    def _from_lanes(self, lanes_PL: Tensor) -> Tensor:
+        return lanes_PL[:, : len(self._jobs)].T.contiguous()
+
+    def rows(self, steps: int, passes: int) -> Rows:
+        """The models as they stand: ``steps`` in all so far, ``passes`` through the network since the block was made."""
+        models, names = len(self._jobs), self._names()
+        optimizer = {n: self._from_lanes(m) for n, m in zip(names, self._moments, strict=True) if n and m is not None}
+        if self._program.settings.optimizer != "sgd":
+            tensors = sum(e.trainable for e in self._layout.entries)
+            optimizer["step"] = torch.full((models, tensors), float(steps))
+        side = {dtype: rows.clone() for dtype, rows in self._side.items()}
+        for e in self._layout.entries:
+            if e.name.rpartition(".")[2] == "num_batches_tracked":
+                side[e.dtype][:, e.offset] += passes
+        return Rows(self._from_lanes(self._weights_PL), side, optimizer)
+
+
+def dropout_rates(job: Job) -> tuple[float, ...]:
+    """Rate of each dropout layer, in module order."""
+    architecture = job.architecture
+    identity = canonical_json(ARCHITECTURES.describe(architecture))
+    return _rates(identity, architecture, job.task.input_shape, job.task.outputs)
+
+
+@lru_cache(maxsize=4096)
+def _rates(identity: bytes, architecture: Any, input_shape: tuple[int, ...], outputs: int) -> tuple[float, ...]:
+    with torch.device("meta"):
+        module = architecture.build(input_shape, outputs)
+    replace_dropout(module)
+    return tuple(layer.p for layer in module.modules() if isinstance(layer, CounterDropout))
