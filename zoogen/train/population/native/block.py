@@ -19,7 +19,7 @@ from zoogen.train.dropout import CounterDropout, replace_dropout
 from zoogen.train.population.engine import Rows
 from zoogen.train.population.native.arguments import Arguments
 from zoogen.train.population.native.program import Settings
-from zoogen.train.population.steps import step_keys, stream_keys
+from zoogen.train.population.steps import learning_rates, step_keys, stream_keys
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Program:
     settings: Settings
 
 
-# Where each optimizer's state lives: torch's name of the first and of the second moment.
-_MOMENTS = {
-    "sgd": ("momentum_buffer", None),
-    "adam": ("exp_avg", "exp_avg_sq"),
-    "adamw": ("exp_avg", "exp_avg_sq"),
-    "rmsprop": ("momentum_buffer", "square_avg"),
+# Each optimizer's number in updates.h, and torch's names of its first and second moment.
+_OPTIMIZERS = {
+    "sgd": (0, "momentum_buffer", None),
+    "adam": (1, "exp_avg", "exp_avg_sq"),
+    "adamw": (2, "exp_avg", "exp_avg_sq"),
+    "rmsprop": (3, "momentum_buffer", "square_avg"),
 }
 
 
@@ -50,6 +50,7 @@ class Block:
         self._layout = layout
         self._side = rows.side
         self.dtype = rows.weights.dtype
+        self._optimizer = jobs[0].training.optimizer.registered_name
         lanes = program.lanes
         self._weights_PL = self._to_lanes(rows.weights)
         self._moments = [self._moment(rows, name) for name in self._names()]
@@ -63,6 +64,8 @@ class Block:
         clip = jobs[0].training.clip_norm
         self.arguments = Arguments(
             lanes,
+            optimizer=_OPTIMIZERS[self._optimizer][0],
+            nesterov=int(getattr(jobs[0].training.optimizer, "nesterov", False)),
             weights=self._weights_PL,
             gradients=torch.empty_like(self._weights_PL),
             first_moment=self._moments[0],
@@ -77,9 +80,13 @@ class Block:
         self._dropout()
 
     def _names(self) -> tuple[str | None, str | None]:
-        first, second = _MOMENTS[self._program.settings.optimizer]
-        needs_first = self._program.settings.optimizer.startswith("adam") or self._program.settings.momentum
-        return (first if needs_first else None), second
+        _, first, second = _OPTIMIZERS[self._optimizer]
+        return (first if first != "momentum_buffer" or any(self._has_momentum()) else None), second
+
+    def _has_momentum(self) -> list[bool]:
+        """Which models keep a momentum buffer: those with momentum, or with a schedule that moves it."""
+        _, moved = learning_rates(self._jobs[:1], 0, 1, 1)
+        return [moved is not None or getattr(job.training.optimizer, "momentum", 0.0) > 0 for job in self._jobs]
 
     def _moment(self, rows: Rows, name: str | None) -> Tensor | None:
         if name is None:
@@ -139,10 +146,13 @@ class Block:
         return lanes_PL[:, : len(self._jobs)].T.contiguous()
 
     def rows(self, steps: int, passes: int) -> Rows:
-        """The models as they stand: ``steps`` in all so far, ``passes`` through the network since the block was made."""
+        """The models as they stand after ``steps`` in all, ``passes`` through the network of them in this block."""
         models, names = len(self._jobs), self._names()
         optimizer = {n: self._from_lanes(m) for n, m in zip(names, self._moments, strict=True) if n and m is not None}
-        if self._program.settings.optimizer != "sgd":
+        if "momentum_buffer" in optimizer:
+            # Without momentum the buffer held the last gradient; torch keeps none, which is stored as zeros.
+            optimizer["momentum_buffer"][~torch.tensor(self._has_momentum())] = 0
+        if self._optimizer != "sgd":
             tensors = sum(e.trainable for e in self._layout.entries)
             optimizer["step"] = torch.full((models, tensors), float(steps))
         side = {dtype: rows.clone() for dtype, rows in self._side.items()}

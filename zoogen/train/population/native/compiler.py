@@ -25,6 +25,7 @@ _FLAGS = (
     "-fPIC",
     "-shared",
     "-ffp-contract=fast",
+    "-Wno-psabi",
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fno-trapping-math",

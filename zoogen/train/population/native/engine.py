@@ -47,6 +47,7 @@ class NativeEngine:
         device: The CPU.
         cache: Where compiled programs are kept.
         threads: Blocks computed at the same time.
+        dtype: Of the rows to come; float64 is for tests.
 
     Raises:
         Unsupported: no compiler, or a layer or setting that has no generated code.
@@ -54,7 +55,16 @@ class NativeEngine:
 
     name: ClassVar[str] = "native"
 
-    def __init__(self, example: Job, data: TaskData, device: torch.device, *, cache: Path, threads: int = 1) -> None:
+    def __init__(
+        self,
+        example: Job,
+        data: TaskData,
+        device: torch.device,
+        *,
+        cache: Path,
+        threads: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if device.type != "cpu":
             raise Unsupported("generated C runs on CPUs only")
         if example.training.precision != "float32":
@@ -71,8 +81,8 @@ class NativeEngine:
         self._check_graph(example)
         self._samples = Samples(data, example.task.input_shape)
         self._augments = augments(data)
-        self._programs: dict[tuple[bool, bool, torch.dtype], Program] = {}
-        self._program([example], torch.float32)
+        self._programs: dict[tuple[bool, torch.dtype], Program] = {}
+        self._program([example], dtype)
 
     def _check_graph(self, example: Job) -> None:
         graph = self._graph
@@ -91,20 +101,14 @@ class NativeEngine:
     def _program(self, jobs: Sequence[Job], dtype: torch.dtype) -> Program:
         """The compiled program for these jobs: without what none of them uses."""
         training = jobs[0].training
-        optimizer = training.optimizer
         dropped = any(p > 0 for job in jobs for p in dropout_rates(job))
-        _, momenta = learning_rates(jobs[:1], 0, 1, 1)
-        momentum = momenta is not None or any(getattr(j.training.optimizer, "momentum", 0.0) > 0 for j in jobs)
-        key = (dropped, momentum, dtype)
+        key = (dropped, dtype)
         if key not in self._programs:
             size = torch.finfo(dtype).bits // 8
             lanes = max(1, vector_bytes() // size)
             settings = Settings(
                 batch_size=training.batch_size,
                 micro_batch=min(training.micro_batch or training.batch_size, training.batch_size),
-                optimizer=optimizer.registered_name,
-                momentum=momentum,
-                nesterov=getattr(optimizer, "nesterov", False),
                 dropout=dropped,
                 registers=32 if vector_bytes() == 64 else 16,
                 lanes=lanes,

@@ -36,7 +36,10 @@ static void {name}_b(const V *in, const V *out, const V *dout, V *din, int64_t n
 
 
 def linear(name: str, inputs: int, outputs: int, bias: bool, registers: int) -> str:
-    """``name_f(in, w, bias, out, rows)``, ``name_x(dout, w, din, rows, add)``, ``name_w(in, dout, dw, dbias, rows)``."""
+    """``name_f(in, w, out, rows, bias)``, ``name_x(dout, w, din, rows, add)``, ``name_w(in, dout, dw, dbias, rows)``.
+
+    ``rows`` counts the vectors of ``inputs`` elements that pass through the layer.
+    """
     return "\n".join(
         [
             _rows_product(f"{name}_f", inputs, outputs, registers, f"w[o * {inputs} + i]", bias),
@@ -146,8 +149,9 @@ def pool(
     loops = (
         f"for (int64_t c = 0; c < n * {channels}; c++) for (int y = 0; y < {out_height}; y++)"
         f" for (int x = 0; x < {out_width}; x++) {{\n{inside}\n"
-        f"const int64_t from = (c * {height} + y * {stride[0]} - {padding[0]}) * {width} + x * {stride[1]} - {padding[1]};"
-        f"\nconst int64_t to = (c * {out_height} + y) * {out_width} + x;\n"
+        f"const int64_t top = y * {stride[0]} - {padding[0]}, left = x * {stride[1]} - {padding[1]};\n"
+        f"const int64_t from = (c * {height} + top) * {width} + left;\n"
+        f"const int64_t to = (c * {out_height} + y) * {out_width} + x;\n"
     )
     sign = "=" if writes else "+="
     window = (
@@ -208,8 +212,8 @@ static void {name}_f(const V *in, V *out, int64_t n, const V *scale, const V *sh
         {each} out[{at}] = in[{at}] * factor + offset;
     }}
 }}
-static void {name}_b(const V *in, const V *dout, V *din, int64_t n, const V *scale, const V *saved, V *dscale, V *dshift,
-                     int add) {{
+static void {name}_b(const V *in, const V *dout, V *din, int64_t n, const V *scale, const V *saved, V *dscale,
+                     V *dshift, int add) {{
     const real count = (real)(n * {pixels});
     (void)scale; (void)dscale; (void)dshift;
     for (int c = 0; c < {channels}; c++) {{

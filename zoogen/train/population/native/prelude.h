@@ -27,6 +27,7 @@ typedef struct {
     const int64_t *targets[LANES];
     const real *lut; // [channels, 256]: what a byte becomes; null where inputs are real
     int64_t first, samples, first_step;
+    int64_t optimizer, nesterov;
     // State, [P, LANES] each.
     real *weights, *gradients, *first_moment, *second_moment;
     // Settings: rates and momenta [S, LANES], counted from first_step; the rest [LANES].

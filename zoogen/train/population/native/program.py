@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 from zoogen.core.layout import Layout
-from zoogen.train.population.native import convolution, layers, updates
+from zoogen.train.population.native import convolution, layers
 from zoogen.train.population.native.convolution import Convolution
 from zoogen.train.population.native.graph import ACTIVATIONS, Graph, Operation
 
@@ -31,8 +31,7 @@ void zoogen_train(const Args *a) {
             backward(a, s, nb);
         }
         if (last || a->clip) norms(a, last);
-        update(a, TRAINABLE, a->first_step + step, a->rates + step * LANES,
-               a->momenta ? a->momenta + step * LANES : 0);
+        update(a, TRAINABLE, step);
     }
     FLUSH_END;
 }
@@ -112,7 +111,6 @@ class Settings:
     Attributes:
         batch_size: Samples per optimizer step.
         micro_batch: Samples whose statistics a batch norm sees.
-        optimizer: Registered name; ``momentum`` and ``nesterov`` as its fields.
         dropout: Some model drops something.
         registers: Vector registers of the machine.
         lanes, real_bytes: Models per vector, bytes of a number.
@@ -120,9 +118,6 @@ class Settings:
 
     batch_size: int
     micro_batch: int
-    optimizer: str
-    momentum: bool
-    nesterov: bool
     dropout: bool
     registers: int
     lanes: int
@@ -146,7 +141,7 @@ class Source:
 
 def prelude() -> str:
     """The C that every program starts with."""
-    return (Path(__file__).parent / "prelude.h").read_text()
+    return "".join((Path(__file__).parent / name).read_text() for name in ("prelude.h", "updates.h"))
 
 
 def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
@@ -204,12 +199,10 @@ class _Writer:
             "EVALUATED": out,
             "OUTPUT_GRADIENT": self._gradient[self._rooted(graph.output)],
         }
-        s = self._settings
         text = "\n".join(
             [
                 *(f"#define {name} {value}" for name, value in constants.items()),
                 _LOSS,
-                updates.update(s.optimizer, momentum=s.momentum, nesterov=s.nesterov),
                 *self._functions,
                 forward_train,
                 forward_evaluate,
@@ -265,7 +258,8 @@ class _Writer:
         if training:
             self._define(number, o)
         if o.kind == "conv":
-            return f"for (int64_t b = 0; b < nb; b++) {name}_f({source} + b * {n_in}, {weight}, {bias}, {to} + b * {n_out});"
+            call = f"{name}_f({source} + b * {n_in}, {weight}, {bias}, {to} + b * {n_out});"
+            return f"for (int64_t b = 0; b < nb; b++) {call}"
         if o.kind == "linear":
             return f"{name}_f({source}, {weight}, {to}, nb * {n_in // o.settings['inputs']}, {bias});"
         if o.kind in ("max_pool", "avg_pool"):
@@ -284,9 +278,10 @@ class _Writer:
                 return f"memcpy({to}, {source}, nb * {n_in} * sizeof(V));"
             mask = self._extra[number] = self._take(n_in * self._chunk)
             layer = o.settings["layer"]
+            key = f"a->dropout_keys + ({layer} * a->key_steps + step) * LANES"
+            rate = f"a->dropout_thresholds + {layer} * LANES, a->dropout_scales + {layer} * LANES"
             return (
-                f"mask_fill(s + {mask}, at * {n_in}, nb * {n_in}, a->dropout_keys + ({layer} * a->key_steps + step) * LANES,"
-                f" a->dropout_thresholds + {layer} * LANES, a->dropout_scales + {layer} * LANES);\n"
+                f"mask_fill(s + {mask}, at * {n_in}, nb * {n_in}, {key}, {rate});\n"
                 f"for (int64_t i = 0; i < nb * {n_in}; i++) ({to})[i] = ({source})[i] * (s + {mask})[i];"
             )
         assert o.kind in layers.ACTIVATION_CODE, o.kind

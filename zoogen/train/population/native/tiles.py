@@ -1,4 +1,4 @@
-"""How loops over outputs are cut into tiles of accumulators that stay in registers, and along which edges they differ."""
+"""How loops over outputs are cut into tiles of accumulators that stay in registers, and where tiles read alike."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import lru_cache
 def best_tile(rows: int, columns: int, registers: int) -> tuple[int, int]:
     """Rows and columns of a register tile of an outer product, for the fewest cycles.
 
-    A tile of r x c accumulators takes r + c loads and r c multiply-adds per step of the reduction. Cores do about two of
-    each per cycle, and an addition waits four cycles for the one before it, so fewer than eight accumulators are idle
-    for a while. The r operands of the rows stay in registers, those of the columns pass through one more.
+    A tile of r x c accumulators takes r + c loads and r c multiply-adds per step of the reduction. Cores do about two
+    of each per cycle, and an addition waits four cycles for the one before it, so fewer than eight accumulators are
+    idle for a while. The r operands of the rows stay in registers, those of the columns pass through one more.
     """
 
     def cycles(height: int, width: int) -> float:
@@ -48,13 +48,12 @@ class Run:
     taps: tuple[tuple[tuple[int, int], ...], ...]
 
 
-def runs(outputs: int, tile: int, operands: int, pairs: list[list[tuple[int, int]]], step: int) -> list[Run]:
+def runs(outputs: int, tile: int, pairs: list[list[tuple[int, int]]], step: int) -> list[Run]:
     """Cut ``outputs`` positions into tiles and join neighbours that read alike.
 
     Args:
         outputs: Number of positions.
         tile: Positions per tile.
-        operands: Number of operand positions.
         pairs: For each output position, (kernel position, operand position) of its terms, within bounds.
         step: How far the operands of tile t + 1 lie beyond those of tile t, where both are alike.
     """
