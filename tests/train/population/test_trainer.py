@@ -68,7 +68,7 @@ def test_a_model_is_the_same_bytes_alone_in_three_and_in_three_hundred(setup, sm
 @pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 def test_it_trains_the_plain_trainers_models(setup, small_net, small_data, population, norm, augmented):
-    """Float32 rounds each step to about 1e-7 of its size; 14 steps of these networks amplify that less than 100 times."""
+    """Float32 rounds each step to about 1e-7 of its size; 14 steps of these networks amplify that below 100 times."""
     data = small_data(augmented=augmented)
     settings = [(0, 0.0, SGD(lr=0.05)), (1, 0.3, SGD(lr=0.1, momentum=0.9)), (2, 0.5, SGD(lr=0.02, weight_decay=0.01))]
     jobs = [
@@ -142,7 +142,7 @@ def test_a_state_of_other_models_is_refused(setup, population):
 
 
 def test_it_stops_between_steps(setup, population):
-    trainer = population(setup.job(0), batch_size=1)
+    trainer = population(setup.job(0, batch_size=1))
     answers = iter([False, True])
     with pytest.raises(Incomplete, match="stopped in epoch 1"):
         trainer.train_epoch(lambda: next(answers))
