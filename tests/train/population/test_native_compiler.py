@@ -88,7 +88,7 @@ def test_settings_and_source_make_different_libraries(tmp_path):
 
 
 def test_a_program_that_does_not_compile_is_unsupported_with_the_compilers_words(tmp_path):
-    with pytest.raises(Unsupported, match="failed on the generated program: .*error"):
+    with pytest.raises(Unsupported, match=r"failed on the generated program: .*error"):
         load("int answer(void) { return nothing; }", {}, tmp_path)
     assert not list((tmp_path / "programs").iterdir())
 
@@ -97,7 +97,7 @@ def test_without_a_compiler_the_reason_says_what_to_install(monkeypatch):
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     compiler.compiler.cache_clear()
     try:
-        with pytest.raises(Unsupported, match="install one, e.g. apt install gcc"):
+        with pytest.raises(Unsupported, match=r"install one, e\.g\. apt install gcc"):
             compiler.compiler()
     finally:
         compiler.compiler.cache_clear()

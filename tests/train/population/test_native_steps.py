@@ -53,6 +53,15 @@ class TwoHeads(nn.Module):
         return self.fc((self.pool(y) + self.pool(z)).view(x.size(0), -1))
 
 
+class Averaged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).tanh().mean((2, 3))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +104,7 @@ NETWORKS: dict[str, Any] = {
     "residual": lambda: conv(nn.Sequential(nn.Conv2d(2, 4, 3), Residual(), Residual()), 144),
     "shared-values": TwoHeads,
     "tied": Tied,
+    "mean": Averaged,
     "dropout": lambda: conv(nn.Conv2d(2, 3, 3), 108, nn.Dropout(0.3)),
     "dropout-odd": lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 7), nn.Dropout(0.5), nn.Linear(7, 4)),
     **{

@@ -161,6 +161,8 @@ class _Builder:
             return self._emit(ACTIVATIONS[target], (self._value(node.args[0], node.name),), result)
         if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
             return self._reshaped(node, result)
+        if target in (torch.mean, "mean"):
+            return self._mean(node, result)
         raise Unsupported(f"function {_name(target)!r} has no generated code")
 
     def _reshaped(self, node: fx.Node, result: Tensor) -> int:
@@ -171,6 +173,18 @@ class _Builder:
             raise Unsupported(f"function {node.name!r} mixes samples")
         self.graph.operations.append(Operation("reshape", (source,), value))
         return value
+
+    def _mean(self, node: fx.Node, result: Tensor) -> int:
+        """The mean over all pixels: one pooling window."""
+        source = self._value(node.args[0], node.name)
+        shape = self.graph.shapes[source]
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+        pixels = {d % (len(shape) + 1) for d in ((dims,) if isinstance(dims, int) else dims)}  # type: ignore[union-attr]
+        if len(shape) not in (2, 3) or pixels != set(range(2, len(shape) + 1)) or "dtype" in node.kwargs:
+            raise Unsupported(f"function {node.name!r} is not a mean over all pixels")
+        window = shape[1:] if len(shape) == 3 else (1, *shape[1:])
+        settings = {"kernel": window, "stride": window, "padding": (0, 0)}
+        return self._emit("avg_pool", (source,), result, settings=settings)
 
     def _emit(self, kind: str, inputs: tuple[int, ...], result: Tensor, **rest: Any) -> int:
         value = self._new_value(result)

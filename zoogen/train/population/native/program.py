@@ -398,7 +398,7 @@ class _Writer:
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
-    """Channels, and height and width; sequences have height 1."""
+    """Channels, and height and width; sequences have height 1, single numbers also width 1."""
     channels, *sides = shape
-    height, width = sides if len(sides) == 2 else (1, *sides)
+    height, width = [1] * (2 - len(sides)) + sides
     return channels, (height, width)
