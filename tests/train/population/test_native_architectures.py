@@ -67,9 +67,7 @@ def test_a_step_of_each_architecture_is_torchs(name, tmp_path_factory):
     architecture = ARCHITECTURES.make(name, ARGUMENTS.get(name, {"width": 2}))
     job = Job("m", architecture, Task(), Training(1, 4, SGD(lr=0.01), Constant()), Seeds(3, 4, 5, 6))
     data = Data()
-    engine = NativeEngine(
-        job, data, torch.device("cpu"), cache=tmp_path_factory.mktemp("kernels"), dtype=torch.float64
-    )
+    engine = NativeEngine(job, data, torch.device("cpu"), cache=tmp_path_factory.mktemp("kernels"), dtype=torch.float64)
     module = build_model(architecture, (3, 32, 32), 10, 3)
     layout = describe_module(module)
     dropout = DropoutStream(6, replace_dropout(module), torch.device("cpu"))

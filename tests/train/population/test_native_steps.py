@@ -93,6 +93,9 @@ NETWORKS: dict[str, Any] = {
     "two-convs": lambda: conv(nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 2, stride=2)), 27),
     "max-pool": lambda: conv(nn.Conv2d(2, 3, 3), 27, nn.MaxPool2d(2)),
     "max-pool-with-rest": lambda: conv(nn.Conv2d(2, 3, 2), 27, nn.MaxPool2d(2)),
+    "conv-then-max-pool-with-rest": lambda: conv(nn.Sequential(nn.Conv2d(2, 3, 2), nn.MaxPool2d(2)), 27),
+    "conv-then-avg-pool-with-rest": lambda: conv(nn.Sequential(nn.Conv2d(2, 3, 2), nn.AvgPool2d(2)), 27),
+    "pool-then-pool": lambda: conv(nn.Sequential(nn.Conv2d(2, 3, 1), nn.MaxPool2d(2), nn.MaxPool2d(2)), 12),
     "max-pool-overlapping": lambda: conv(nn.Conv2d(2, 3, 3), 27, nn.MaxPool2d(3, 2, 1)),
     "avg-pool": lambda: conv(nn.Conv2d(2, 3, 3), 27, nn.AvgPool2d(2)),
     "avg-pool-overlapping": lambda: conv(nn.Conv2d(2, 3, 3), 27, nn.AvgPool2d(3, 2, 1)),
@@ -302,6 +305,7 @@ def test_a_step_of_many_samples_passes_through_in_chunks(tmp_path):
     assert_steps_agree(jobs, tmp_path, train=150, epochs=2)
 
 
+@pytest.mark.filterwarnings("ignore:dropout2d")
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [

@@ -178,8 +178,8 @@ class _Builder:
         """The mean over all pixels: one pooling window."""
         source = self._value(node.args[0], node.name)
         shape = self.graph.shapes[source]
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
-        pixels = {d % (len(shape) + 1) for d in ((dims,) if isinstance(dims, int) else dims)}  # type: ignore[union-attr]
+        dims: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+        pixels = {d % (len(shape) + 1) for d in ((dims,) if isinstance(dims, int) else dims)}
         if len(shape) not in (2, 3) or pixels != set(range(2, len(shape) + 1)) or "dtype" in node.kwargs:
             raise Unsupported(f"function {node.name!r} is not a mean over all pixels")
         window = shape[1:] if len(shape) == 3 else (1, *shape[1:])

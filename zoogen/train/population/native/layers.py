@@ -133,25 +133,19 @@ def pool(
     padding: tuple[int, int],
     writes: bool,
 ) -> str:
-    """``name_f(in, out, n)`` and ``name_b(in, out, dout, din, n)``, which adds to ``din`` or ``writes`` it.
+    """``name_f(in, out, n)`` and ``name_b(in, out, dout, din, n)``, which adds to ``din`` or ``writes`` all of it.
 
-    A maximum gives its gradient to the first position that holds it, as torch does.
+    A maximum gives its gradient to the first position that holds it, as torch does. Where it ``writes``, windows lie
+    side by side and ``din`` may be ``in``.
     """
     (height, width), (out_height, out_width) = size, out_size
-    inside = "\n".join(
-        f"const int {lo} = {at} * {s} - {p} < 0 ? {p} - {at} * {s} : 0,"
-        f" {hi} = {at} * {s} - {p} + {k} > {side} ? {side} - {at} * {s} + {p} : {k};"
-        for lo, hi, at, s, p, k, side in (
-            ("lo_y", "hi_y", "y", stride[0], padding[0], kernel[0], height),
-            ("lo_x", "hi_x", "x", stride[1], padding[1], kernel[1], width),
-        )
-    )
     loops = (
-        f"for (int64_t c = 0; c < n * {channels}; c++) for (int y = 0; y < {out_height}; y++)"
-        f" for (int x = 0; x < {out_width}; x++) {{\n{inside}\n"
+        f"for (int y = 0; y < {out_height}; y++) for (int x = 0; x < {out_width}; x++) {{\n"
         f"const int64_t top = y * {stride[0]} - {padding[0]}, left = x * {stride[1]} - {padding[1]};\n"
         f"const int64_t from = (c * {height} + top) * {width} + left;\n"
         f"const int64_t to = (c * {out_height} + y) * {out_width} + x;\n"
+        f"{_clipped('y', 'top', kernel[0], height, padding[0])}\n"
+        f"{_clipped('x', 'left', kernel[1], width, padding[1])}\n"
     )
     sign = "=" if writes else "+="
     window = (
@@ -160,24 +154,38 @@ def pool(
     )
     if kind == "max_pool":
         forward = f"V best = splat(-INFINITY); {window} best = vmax(in[at], best); }} out[to] = best;"
-        backward = (
-            f"M open = splat(0) == splat(0); const V best = out[to], d = dout[to]; {window}"
-            " const M hit = (in[at] == best) & open; open &= ~hit; din[at] SIGN sel(hit, d, splat(0)); }".replace(
-                "SIGN", sign
-            )
-        )
+        hit = f"const M hit = (in[at] == best) & open; open &= ~hit; din[at] {sign} sel(hit, d, splat(0));"
+        backward = f"M open = splat(0) == splat(0); const V best = out[to], d = dout[to]; {window} {hit} }}"
     else:
         share = f"(real){1 / (kernel[0] * kernel[1])!r}"
         forward = f"V sum = splat(0); {window} sum += in[at]; }} out[to] = sum * {share};"
         backward = f"const V d = dout[to] * {share}; {window} din[at] {sign} d; }}"
+    # Rows and columns that no window reaches.
+    rest = (
+        f"for (int y = 0; y < {height}; y++) for (int x = y < {out_height * kernel[0]} ? {out_width * kernel[1]} : 0;"
+        f" x < {width}; x++) din[(c * {height} + y) * {width} + x] = splat(0);"
+    )
     return f"""
 static void {name}_f(const V *in, V *out, int64_t n) {{
-{loops}{forward} }}
+for (int64_t c = 0; c < n * {channels}; c++) {{
+{loops}{forward} }} }}
 }}
 static void {name}_b(const V *in, const V *out, const V *dout, V *din, int64_t n) {{
 (void)in; (void)out;
+for (int64_t c = 0; c < n * {channels}; c++) {{
 {loops}{backward} }}
+{rest if writes else ""} }}
 }}"""
+
+
+def _clipped(axis: str, start: str, kernel: int, side: int, padding: int) -> str:
+    """The part ``lo`` to ``hi`` of a window that lies inside the image."""
+    if padding == 0:
+        return f"const int lo_{axis} = 0, hi_{axis} = {kernel};"
+    return (
+        f"const int lo_{axis} = {start} < 0 ? -{start} : 0,"
+        f" hi_{axis} = {start} + {kernel} > {side} ? {side} - {start} : {kernel};"
+    )
 
 
 def batch_norm(name: str, channels: int, pixels: int, eps: float, momentum: float, affine: bool) -> str:

@@ -10,6 +10,7 @@ from zoogen.core.layout import Layout
 from zoogen.train.population.native import convolution, layers
 from zoogen.train.population.native.convolution import Convolution
 from zoogen.train.population.native.graph import ACTIVATIONS, Graph, Operation
+from zoogen.train.population.native.memory import Memory
 
 CACHE_BYTES = 1 << 18
 """Activations of one chunk of samples should stay in a core's second-level cache beside weights and gradients."""
@@ -43,7 +44,7 @@ void zoogen_evaluate(const Args *a) {
         const int64_t nb = a->samples - at < CHUNK ? a->samples - at : CHUNK;
         gather(a, (real *)(s + INPUT), a->first + at, nb, FEATURES, PIXELS);
         forward_evaluate(a, s, nb, 0, 0);
-        memcpy(a->outputs + at * CLASSES * LANES, s + EVALUATED, nb * CLASSES * sizeof(V));
+        memcpy(a->outputs + at * CLASSES * LANES, s + OUTPUT, nb * CLASSES * sizeof(V));
     }
     FLUSH_END;
 }
@@ -146,25 +147,23 @@ def prelude() -> str:
 
 def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
     """The program of a graph; weights lie as in the layout's rows, one vector per element."""
-    return _Writer(graph, layout, settings).write()
+    if any(o.kind == "batch_norm" for o in graph.operations):
+        return _Writer(graph, layout, settings, settings.micro_batch).write()
+    per_sample = _Writer(graph, layout, settings, chunk=1).write().scratch * settings.lanes * settings.real_bytes
+    chunk = min(settings.batch_size, max(1, CACHE_BYTES // per_sample))
+    return _Writer(graph, layout, settings, chunk).write()
 
 
 class _Writer:
-    def __init__(self, graph: Graph, layout: Layout, settings: Settings) -> None:
+    def __init__(self, graph: Graph, layout: Layout, settings: Settings, chunk: int) -> None:
         self._graph = graph
         self._settings = settings
         self._offsets = {e.name: e.offset for e in layout.entries if e.dtype == "float32"}
         self._layout = layout
         self._functions: list[str] = []
-        self._end = 0
-        per_sample = 2 * sum(graph.size(v) for v in range(len(graph.shapes)))
-        whole = any(o.kind == "batch_norm" for o in graph.operations)
-        room = max(1, CACHE_BYTES // (per_sample * settings.lanes * settings.real_bytes))
-        self._chunk = settings.micro_batch if whole else min(settings.batch_size, room)
-        self._root: dict[int, int] = {}
-        self._value: dict[int, int] = {}
-        self._gradient: dict[int, int] = {}
-        self._extra: dict[int, int] = {}  # masks of dropout, statistics of batch norm, by operation number
+        self._chunk = chunk
+        self._skipped = {"reshape"} if settings.dropout else {"reshape", "dropout"}
+        self._memory = Memory(graph, chunk, self._skipped)
         self._learns = self._values_that_learn()
 
     def _values_that_learn(self) -> set[int]:
@@ -175,16 +174,11 @@ class _Writer:
                 found.add(o.out)
         return found
 
-    def _take(self, vectors: int) -> int:
-        start, self._end = self._end, self._end + vectors
-        return start
-
     def write(self) -> Source:
         graph = self._graph
         forward_train = self._forward(training=True)
         forward_evaluate = self._forward(training=False)
         backward = self._backward()
-        out = self._at(graph.output)
         shape = graph.shapes[0]
         constants = {
             "BATCH": self._settings.batch_size,
@@ -194,10 +188,9 @@ class _Writer:
             "FEATURES": prod(shape),
             "PIXELS": prod(shape[1:]) if len(shape) > 1 else prod(shape),
             "CLASSES": graph.size(graph.output),
-            "INPUT": self._value[0],
-            "OUTPUT": out,
-            "EVALUATED": out,
-            "OUTPUT_GRADIENT": self._gradient[self._rooted(graph.output)],
+            "INPUT": self._memory.value(0),
+            "OUTPUT": self._memory.value(graph.output),
+            "OUTPUT_GRADIENT": self._memory.gradient(graph.output),
         }
         text = "\n".join(
             [
@@ -210,25 +203,7 @@ class _Writer:
                 _ENTRY_POINTS,
             ]
         )
-        return Source(text, self._end, self._chunk)
-
-    # Where values lie
-
-    def _rooted(self, value: int) -> int:
-        return self._root.get(value, value)
-
-    def _at(self, value: int) -> int:
-        """Where a value lies in the scratch memory."""
-        root = self._rooted(value)
-        if root not in self._value:
-            self._value[root] = self._take(self._graph.size(root) * self._chunk)
-        return self._value[root]
-
-    def _gradient_at(self, value: int) -> int:
-        root = self._rooted(value)
-        if root not in self._gradient:
-            self._gradient[root] = self._take(self._graph.size(root) * self._chunk)
-        return self._gradient[root]
+        return Source(text, self._memory.vectors, self._chunk)
 
     def _weight(self, o: Operation, role: str) -> str:
         return f"w + {self._offsets[o.tensors[role]]}" if role in o.tensors else "0"
@@ -242,17 +217,14 @@ class _Writer:
         name = "forward_train" if training else "forward_evaluate"
         lines = [f"static void {name}(const Args *a, V *s, int64_t nb, int64_t at, int64_t step) {{"]
         lines += ["V *w = (V *)a->weights;", "(void)w; (void)at; (void)step;"]
-        self._at(0)
         for number, o in enumerate(self._graph.operations):
-            if o.kind == "reshape" or (o.kind == "dropout" and not self._settings.dropout):
-                self._root[o.out] = self._rooted(o.inputs[0])
-                continue
-            lines.append(self._forward_call(number, o, training))
+            if o.kind not in self._skipped:
+                lines.append(self._forward_call(number, o, training))
         return "\n".join([*lines, "}"])
 
     def _forward_call(self, number: int, o: Operation, training: bool) -> str:
         graph, name = self._graph, f"op{number}"
-        source, to = f"s + {self._at(o.inputs[0])}", f"s + {self._at(o.out)}"
+        source, to = f"s + {self._memory.value(o.inputs[0])}", f"s + {self._memory.value(o.out)}"
         n_in, n_out = graph.size(o.inputs[0]), graph.size(o.out)
         weight, bias = self._weight(o, "weight"), self._weight(o, "bias")
         if training:
@@ -265,18 +237,16 @@ class _Writer:
         if o.kind in ("max_pool", "avg_pool"):
             return f"{name}_f({source}, {to}, nb);"
         if o.kind == "add":
-            other = f"(s + {self._at(o.inputs[1])})"
+            other = f"(s + {self._memory.value(o.inputs[1])})"
             return f"for (int64_t i = 0; i < nb * {n_out}; i++) ({to})[i] = ({source})[i] + {other}[i];"
         if o.kind == "batch_norm":
-            saved = self._extra.setdefault(number, -1)
-            if saved < 0:
-                saved = self._extra[number] = self._take(2 * graph.shapes[o.inputs[0]][0])
+            saved = self._memory.kept(number, 2 * graph.shapes[o.inputs[0]][0])
             running = f"{self._weight(o, 'running_mean')}, {self._weight(o, 'running_var')}"
             return f"{name}_f({source}, {to}, nb, {weight}, {bias}, {running}, s + {saved}, {int(training)});"
         if o.kind == "dropout":
             if not training:
                 return f"memcpy({to}, {source}, nb * {n_in} * sizeof(V));"
-            mask = self._extra[number] = self._take(n_in * self._chunk)
+            mask = self._memory.kept(number, n_in * self._chunk)
             layer = o.settings["layer"]
             key = f"a->dropout_keys + ({layer} * a->key_steps + step) * LANES"
             rate = f"a->dropout_thresholds + {layer} * LANES, a->dropout_scales + {layer} * LANES"
@@ -290,20 +260,17 @@ class _Writer:
     def _backward(self) -> str:
         lines = ["static void backward(const Args *a, V *s, int64_t nb) {"]
         lines += ["V *w = (V *)a->weights, *g = (V *)a->gradients;", "(void)w; (void)g;"]
-        written = {self._rooted(self._graph.output)}
-        self._gradient_at(self._graph.output)
+        written = {self._memory.root(self._graph.output)}
         for number, o in reversed(list(enumerate(self._graph.operations))):
-            if o.kind == "reshape" or (o.kind == "dropout" and not self._settings.dropout):
-                continue
-            if self._rooted(o.out) in written and o.out in self._learns:
+            if o.kind not in self._skipped and self._memory.root(o.out) in written and o.out in self._learns:
                 lines += self._backward_call(number, o, written)
         return "\n".join([*lines, "}"])
 
     def _backward_call(self, number: int, o: Operation, written: set[int]) -> list[str]:
         graph, name = self._graph, f"op{number}"
         n_in, n_out = graph.size(o.inputs[0]), graph.size(o.out)
-        source, to = f"s + {self._at(o.inputs[0])}", f"s + {self._at(o.out)}"
-        dout = f"s + {self._gradient_at(o.out)}"
+        source, to = f"s + {self._memory.value(o.inputs[0])}", f"s + {self._memory.value(o.out)}"
+        dout = f"s + {self._memory.gradient(o.out)}"
         weight, dweight, dbias = self._weight(o, "weight"), self._slope(o, "weight"), self._slope(o, "bias")
         lines = []
         if o.kind == "conv":
@@ -316,8 +283,8 @@ class _Writer:
             wanted = self._wants_gradient(value)
             if not wanted and o.kind != "batch_norm":
                 continue
-            din = f"s + {self._gradient_at(value)}"
-            root = self._rooted(value)
+            din = f"s + {self._memory.gradient(value)}"
+            root = self._memory.root(value)
             add = int(root in written)
             written.add(root)
             if o.kind == "conv":
@@ -327,38 +294,24 @@ class _Writer:
             elif o.kind == "linear":
                 lines.append(f"{name}_x({dout}, {weight}, {din}, nb * {n_in // o.settings['inputs']}, {add});")
             elif o.kind in ("max_pool", "avg_pool"):
-                lines += self._pool_backward(number, o, source, to, dout, din, bool(add))
+                if not add and not self._memory.writes_once(o):
+                    lines.append(f"memset({din}, 0, nb * {n_in} * sizeof(V));")
+                lines.append(f"{name}_b({source}, {to}, {dout}, {din}, nb);")
             elif o.kind == "add":
                 sign = "+=" if add else "="
                 lines.append(f"for (int64_t i = 0; i < nb * {n_out}; i++) ({din})[i] {sign} ({dout})[i];")
             elif o.kind == "batch_norm":
-                saved = f"s + {self._extra[number]}"
+                saved = f"s + {self._memory.kept(number, 0)}"
                 lines.append(f"{name}_b({source}, {dout}, {din}, nb, {weight}, {saved}, {dweight}, {dbias}, {add});")
             elif o.kind == "dropout":
-                sign, mask = "+=" if add else "=", f"(s + {self._extra[number]})"
+                sign, mask = "+=" if add else "=", f"(s + {self._memory.kept(number, 0)})"
                 lines.append(f"for (int64_t i = 0; i < nb * {n_in}; i++) ({din})[i] {sign} ({dout})[i] * {mask}[i];")
             else:
                 lines.append(f"{name}_b({source}, {to}, {dout}, {din}, nb * {n_in}, {add});")
         return lines
 
     def _wants_gradient(self, value: int) -> bool:
-        return self._rooted(value) in {self._rooted(v) for v in self._learns}
-
-    def _pool_backward(
-        self, number: int, o: Operation, source: str, to: str, dout: str, din: str, add: bool
-    ) -> list[str]:
-        _, (height, width) = _image(self._graph.shapes[o.inputs[0]])
-        (kh, kw), writes = o.settings["kernel"], self._writes_once(o)
-        lines = []
-        if not add and not (writes and height % kh == 0 and width % kw == 0):
-            lines.append(f"memset({din}, 0, nb * {self._graph.size(o.inputs[0])} * sizeof(V));")
-        return [*lines, f"op{number}_b({source}, {to}, {dout}, {din}, nb);"]
-
-    def _writes_once(self, o: Operation) -> bool:
-        """Whether a pooling gives every input at most one gradient, so that nothing has to be added up."""
-        root = self._rooted(o.inputs[0])
-        users = sum(root in map(self._rooted, p.inputs) for p in self._graph.operations if p.kind != "reshape")
-        return users == 1 and o.settings["kernel"] == o.settings["stride"] and o.settings["padding"] == (0, 0)
+        return self._memory.root(value) in {self._memory.root(v) for v in self._learns}
 
     # Functions of single operations
 
@@ -374,7 +327,7 @@ class _Writer:
         elif o.kind in ("max_pool", "avg_pool"):
             channels, size = _image(graph.shapes[o.inputs[0]])
             _, out_size = _image(graph.shapes[o.out])
-            writes = self._writes_once(o)
+            writes = self._memory.writes_once(o)
             self._functions.append(layers.pool(name, o.kind, channels, size, out_size, writes=writes, **o.settings))
         elif o.kind == "batch_norm":
             channels, *sides = graph.shapes[o.inputs[0]]
