@@ -1,4 +1,4 @@
-"""Every architecture of the house that the native engine takes, one float64 step against torch; the others name a reason."""
+"""Every architecture of the house that the native engine takes: one float64 step against torch."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import torch
 from zoogen.core.errors import EnvironmentFault, Incomplete, IntegrityError
 from zoogen.core.records import Recording
 from zoogen.train.optimizers import SGD, Adam
+from zoogen.train.population.native.compiler import vector_bytes
 from zoogen.train.population.native.engine import NativeEngine
 from zoogen.train.population.trainer import PopulationTrainer
 from zoogen.train.schedules import Cosine
@@ -183,3 +184,15 @@ def test_a_single_model_without_room_is_the_environments_fault(setup, population
     trainer = population(setup.job(0), setup.job(1), engine=Short(engine, 0))
     with pytest.raises(EnvironmentFault, match="does not fit into the memory of cpu"):
         trainer.train_epoch(never)
+
+
+def test_the_bytes_do_not_depend_on_the_width_of_the_machines_vectors(setup, small_net, population, monkeypatch):
+    jobs = [setup.job(s, architecture=small_net(norm=True, dropout=0.3), optimizer=Adam(lr=0.01)) for s in range(3)]
+    found = []
+    # Wider vectors than the machine's are put together from pieces, which rounds some products on their own.
+    for width in (width for width in (8, 16, 32, 64) if width <= vector_bytes()):
+        monkeypatch.setattr("zoogen.train.population.native.engine.vector_bytes", lambda width=width: width)
+        found.append(trained(population(*jobs, architecture=small_net(norm=True))))
+    for other in found[1:]:
+        for m in range(3):
+            assert_same_model(found[0], m, other, m)

@@ -111,8 +111,6 @@ class NativeEngine:
                 micro_batch=min(training.micro_batch or training.batch_size, training.batch_size),
                 dropout=dropped,
                 registers=32 if vector_bytes() == 64 else 16,
-                lanes=lanes,
-                real_bytes=size,
             )
             source = generate(self._graph, self._layout, settings)
             if source.scratch * lanes * size > SCRATCH_BYTES:

@@ -12,8 +12,9 @@ from zoogen.train.population.native.convolution import Convolution
 from zoogen.train.population.native.graph import ACTIVATIONS, Graph, Operation
 from zoogen.train.population.native.memory import Memory
 
-CACHE_BYTES = 1 << 18
-"""Activations of one chunk of samples should stay in a core's second-level cache beside weights and gradients."""
+CACHE_VECTORS = 1 << 13
+"""Scratch vectors of one chunk of samples: with 8 float32 lanes 256 KiB, which stay in a core's second-level cache
+beside weights and gradients. The same on every machine, since sums over a batch are cut where chunks end."""
 
 _ENTRY_POINTS = """
 void zoogen_train(const Args *a) {
@@ -114,15 +115,12 @@ class Settings:
         micro_batch: Samples whose statistics a batch norm sees.
         dropout: Some model drops something.
         registers: Vector registers of the machine.
-        lanes, real_bytes: Models per vector, bytes of a number.
     """
 
     batch_size: int
     micro_batch: int
     dropout: bool
     registers: int
-    lanes: int
-    real_bytes: int
 
 
 @dataclass(frozen=True)
@@ -149,8 +147,8 @@ def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
     """The program of a graph; weights lie as in the layout's rows, one vector per element."""
     if any(o.kind == "batch_norm" for o in graph.operations):
         return _Writer(graph, layout, settings, settings.micro_batch).write()
-    per_sample = _Writer(graph, layout, settings, chunk=1).write().scratch * settings.lanes * settings.real_bytes
-    chunk = min(settings.batch_size, max(1, CACHE_BYTES // per_sample))
+    per_sample = _Writer(graph, layout, settings, chunk=1).write().scratch
+    chunk = min(settings.batch_size, max(1, CACHE_VECTORS // per_sample))
     return _Writer(graph, layout, settings, chunk).write()
 
 
