@@ -4,10 +4,11 @@
 #   docker run --rm --shm-size 1g -v "$PWD:/work" zoogen build blueprint.yaml --out my-zoo
 #   docker run --rm --shm-size 1g --gpus all --user "$(id -u):$(id -g)" -v "$PWD:/work" -v /my/data:/data zoogen build ...
 #
-# `resources.compile` (torch.compile) needs a C compiler in the image: --build-arg BASE=python:3.12
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
+# The population trainer compiles small C programs on first use, up to 20 times faster than without (docs/population.md).
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir uv
 RUN uv venv --python python3 /opt/zoogen/venv
 

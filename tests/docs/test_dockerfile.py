@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NEEDS_ROOT = ("useradd",)  # steps about users and folders of the image
+NEEDS_ROOT = ("useradd", "apt-get")  # steps about users, folders and packages of the image
 
 
 def instructions() -> list[tuple[str, str]]:

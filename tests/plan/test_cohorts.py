@@ -36,6 +36,23 @@ def test_a_cohort_mixes_rates_and_seeds_but_neither_shapes_nor_programs():
     assert len({c.cohort_id for c in cohorts}) == len(cohorts) == plan.summary.cohorts
 
 
+@pytest.mark.parametrize(
+    ("hidden", "resources", "size"),
+    [
+        ("[8]", "{}", 16),
+        ("[8]", "{gpus: 1}", 1024),
+        ("[8]", "{gpus: 1, cohort: 40}", 40),
+        ("[1000, 200]", "{}", 4),
+        ("[1000, 200]", "{gpus: 0.5}", 64),
+        ("[1000, 1000]", "{gpus: 1}", 1),
+    ],
+)
+def test_a_cohort_is_as_large_as_its_device_trains_well(hidden, resources, size):
+    text = TEXT.replace("[8]", hidden).replace("grid: [32, 64]", "grid: [32]").replace("[0, 9]", "[0, 1100]")
+    plan = make_plan(loads(f"{text}resources: {resources}\n".replace("dropout: {grid: [0.0, 0.5]}", "dropout: 0.0")))
+    assert max(len(cohort.jobs) for cohort in plan.cohorts(np.arange(len(plan)))) == size
+
+
 def test_cohorts_depend_on_the_chosen_cells_only():
     plan = make_plan(loads(TEXT))
     cells = np.arange(0, len(plan), 3)

@@ -24,12 +24,20 @@ _BYTES = {"int64": 8, "float64": 8, "complex64": 8, "int32": 4, "float16": 2, "b
 
 
 def cohort_size(group: Group, layout: Layout) -> int:
-    """Models per cohort: the blueprint's number, else 16 tiny ones (one HDF5 chunk of states), 4 small, or 1."""
+    """Models per cohort: the blueprint's number, else as many as one program trains well.
+
+    On a core that is 16 tiny models (two vectors of 8, and one HDF5 chunk of states) or 4 small ones; a GPU needs
+    hundreds at once before it is busy. How many of them are computed at a time is measured when they train; large
+    models train alone.
+    """
     if group.cohort_size is not None:
         return group.cohort_size
+    on_gpu = group.resources.gpus > 0
     if layout.parameters <= 100_000:
-        return 16
-    return 4 if layout.parameters <= 1_000_000 else 1
+        return 1024 if on_gpu else 16
+    if layout.parameters <= 1_000_000:
+        return 64 if on_gpu else 4
+    return 1
 
 
 def state_bytes(layout: Layout) -> int:
