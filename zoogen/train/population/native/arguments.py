@@ -22,6 +22,7 @@ def struct(lanes: int) -> type[ctypes.Structure]:
         ("targets", pointer * lanes),
         ("lut", pointer),
         *((name, integer) for name in ("first", "samples", "first_step", "optimizer", "nesterov")),
+        *((name, pointer) for name in ("activations", "slopes")),
         *((name, pointer) for name in ("weights", "gradients", "first_moment", "second_moment")),
         *((name, pointer) for name in ("rates", "momenta")),
         *((name, pointer) for name in ("beta1", "beta2", "eps", "decay", "smoothing", "clip")),

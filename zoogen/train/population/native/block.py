@@ -18,6 +18,7 @@ from zoogen.core.registry import ARCHITECTURES
 from zoogen.train.dropout import CounterDropout, replace_dropout
 from zoogen.train.population.engine import Rows
 from zoogen.train.population.native.arguments import Arguments
+from zoogen.train.population.native.graph import KINDS, Graph
 from zoogen.train.population.native.program import Settings
 from zoogen.train.population.steps import learning_rates, step_keys, stream_keys
 
@@ -44,7 +45,7 @@ _OPTIMIZERS = {
 class Block:
     """Models in lanes; lanes without a model repeat the last one, and what they compute is dropped."""
 
-    def __init__(self, program: Program, jobs: Sequence[Job], rows: Rows, layout: Layout) -> None:
+    def __init__(self, program: Program, jobs: Sequence[Job], rows: Rows, graph: Graph, layout: Layout) -> None:
         self._program = program
         self._jobs = jobs
         self._layout = layout
@@ -65,6 +66,8 @@ class Block:
         self.arguments = Arguments(
             lanes,
             optimizer=_OPTIMIZERS[self._optimizer][0],
+            activations=torch.tensor([KINDS.get(o.kind, -1) for o in graph.operations], dtype=torch.int32),
+            slopes=torch.tensor([o.settings.get("slope", 0.0) for o in graph.operations], dtype=self.dtype),
             nesterov=int(getattr(jobs[0].training.optimizer, "nesterov", False)),
             weights=self._weights_PL,
             gradients=torch.empty_like(self._weights_PL),

@@ -128,7 +128,7 @@ class NativeEngine:
 
         def train(models: Sequence[int]) -> tuple[Rows, dict[str, Tensor]]:
             own = [jobs[m] for m in models]
-            block = Block(program, own, rows.take(models), self._layout)
+            block = Block(program, own, rows.take(models), self._graph, self._layout)
             return self._train(program, block, own, epoch, should_stop)
 
         parts = self._each_block(program.lanes, len(jobs), train)
@@ -218,7 +218,7 @@ class NativeEngine:
         program = self._program(jobs, rows.weights.dtype)
 
         def evaluate(models: Sequence[int]) -> Scores:
-            block = Block(program, [jobs[m] for m in models], rows.take(models), self._layout)
+            block = Block(program, [jobs[m] for m in models], rows.take(models), self._graph, self._layout)
             return self._evaluate(program, block, part, first, [label_smoothing[m] for m in models])
 
         found = self._each_block(program.lanes, len(jobs), evaluate)

@@ -71,6 +71,10 @@ ACTIVATIONS: dict[Any, str] = {
 }
 
 
+KINDS = {"relu": 0, "tanh": 1, "sigmoid": 2, "gelu": 3, "leaky_relu": 4, "silu": 5}
+"""Numbers of the activations in activations.h."""
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, CounterDropout) or super().is_leaf_module(m, module_qualified_name)

@@ -1,38 +1,8 @@
-"""C code of the other layers: linear, pooling, activations, batch norm. Each function works on a chunk of samples."""
+"""C code of linear layers, pooling and batch norm; each function works on a chunk of samples."""
 
 from __future__ import annotations
 
 from zoogen.train.population.native.tiles import best_tile
-
-# forward: y from x; backward: the factor of dy, from x and y.
-ACTIVATION_CODE: dict[str, tuple[str, str]] = {
-    "relu": ("sel(x > 0, x, x * 0)", "sel(y > 0, dy, splat(0))"),
-    "tanh": ("vtanh(x)", "dy * (1 - y * y)"),
-    "sigmoid": ("1 / (1 + vexp(-x))", "dy * (y * (1 - y))"),
-    "leaky_relu": ("sel(x > 0, x, x * SLOPE)", "sel(x > 0, dy, dy * SLOPE)"),
-    "silu": ("x / (1 + vexp(-x))", "dy * ({ V s = 1 / (1 + vexp(-x)); s * (1 + x * (1 - s)); })"),
-    "gelu": (
-        "x * 0.5f * (1 + verf(x * (real)M_SQRT1_2))",
-        "dy * (0.5f * (1 + verf(x * (real)M_SQRT1_2)) + x * vexp(x * x * -0.5f) * (real)(M_2_SQRTPI * M_SQRT1_2 / 2))",
-    ),
-}
-
-
-def activation(name: str, kind: str, slope: float) -> str:
-    """``name_f(x, y, n)`` and ``name_b(x, y, dy, dx, n)`` on n vectors; ``dx`` may be ``dy``."""
-    forward, backward = (code.replace("SLOPE", f"(real){slope!r}") for code in ACTIVATION_CODE[kind])
-    return f"""
-static void {name}_f(const V *in, V *out, int64_t n) {{
-    for (int64_t i = 0; i < n; i++) {{ const V x = in[i]; out[i] = {forward}; }}
-}}
-static void {name}_b(const V *in, const V *out, const V *dout, V *din, int64_t n, int add) {{
-    for (int64_t i = 0; i < n; i++) {{
-        const V x = in[i], y = out[i], dy = dout[i];
-        (void)x; (void)y;
-        const V dx = {backward};
-        din[i] = add ? din[i] + dx : dx;
-    }}
-}}"""
 
 
 def linear(name: str, inputs: int, outputs: int, bias: bool, registers: int) -> str:

@@ -28,6 +28,8 @@ typedef struct {
     const real *lut; // [channels, 256]: what a byte becomes; null where inputs are real
     int64_t first, samples, first_step;
     int64_t optimizer, nesterov;
+    const int32_t *activations; // kind and slope of every operation, see activations.h
+    const real *slopes;
     // State, [P, LANES] each.
     real *weights, *gradients, *first_moment, *second_moment;
     // Settings: rates and momenta [S, LANES], counted from first_step; the rest [LANES].

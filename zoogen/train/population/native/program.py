@@ -140,7 +140,7 @@ class Source:
 
 def prelude() -> str:
     """The C that every program starts with."""
-    return "".join((Path(__file__).parent / name).read_text() for name in ("prelude.h", "updates.h"))
+    return "".join((Path(__file__).parent / name).read_text() for name in ("prelude.h", "activations.h", "updates.h"))
 
 
 def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
@@ -252,8 +252,8 @@ class _Writer:
                 f"mask_fill(s + {mask}, at * {n_in}, nb * {n_in}, {key}, {rate});\n"
                 f"for (int64_t i = 0; i < nb * {n_in}; i++) ({to})[i] = ({source})[i] * (s + {mask})[i];"
             )
-        assert o.kind in layers.ACTIVATION_CODE, o.kind
-        return f"{name}_f({source}, {to}, nb * {n_in});"
+        assert o.kind in ACTIVATIONS.values(), o.kind
+        return f"activate(a->activations[{number}], a->slopes[{number}], {source}, {to}, nb * {n_in});"
 
     def _backward(self) -> str:
         lines = ["static void backward(const Args *a, V *s, int64_t nb) {"]
@@ -305,7 +305,8 @@ class _Writer:
                 sign, mask = "+=" if add else "=", f"(s + {self._memory.kept(number, 0)})"
                 lines.append(f"for (int64_t i = 0; i < nb * {n_in}; i++) ({din})[i] {sign} ({dout})[i] * {mask}[i];")
             else:
-                lines.append(f"{name}_b({source}, {to}, {dout}, {din}, nb * {n_in}, {add});")
+                kind = f"a->activations[{number}], a->slopes[{number}]"
+                lines.append(f"activate_back({kind}, {source}, {to}, {dout}, {din}, nb * {n_in}, {add});")
         return lines
 
     def _wants_gradient(self, value: int) -> bool:
@@ -331,8 +332,6 @@ class _Writer:
             channels, *sides = graph.shapes[o.inputs[0]]
             affine = "weight" in o.tensors
             self._functions.append(layers.batch_norm(name, channels, prod(sides), affine=affine, **o.settings))
-        elif o.kind in ACTIVATIONS.values():
-            self._functions.append(layers.activation(name, o.kind, o.settings.get("slope", 0.0)))
 
     def _convolution(self, o: Operation) -> Convolution:
         channels, size = _image(self._graph.shapes[o.inputs[0]])
