@@ -45,6 +45,15 @@ def test_a_tensor_of_keys_gives_what_each_key_gives_alone():
     assert torch.equal(uniform_MN, torch.stack([uniform(subkey(key, 7, 2), counters_N) for key in KEYS]))
 
 
+def test_a_tensor_of_steps_gives_the_keys_of_each_step_alone():
+    steps_S = torch.tensor([0, 1, 7, 70_000])
+    keys_M = torch.tensor(KEYS)
+    together_MS = subkey(keys_M[:, None], steps_S, 2)
+    assert together_MS.tolist() == [[subkey(key, step, 2) for step in steps_S.tolist()] for key in KEYS]
+    assert subkey(KEYS[0], steps_S, 2).tolist() == together_MS[0].tolist()
+    assert subkey(keys_M, steps_S[:3]).tolist() == [subkey(k, s) for k, s in zip(KEYS, (0, 1, 7), strict=True)]
+
+
 def test_a_draw_depends_on_its_counter_and_not_on_its_neighbours():
     counters_N = torch.arange(1000)
     order_N = torch.randperm(1000, generator=torch.Generator().manual_seed(0))

@@ -12,6 +12,11 @@ from zoogen.tasks.augmentation import Augmentation, crop, flip, rotate
 KEY = stream_key(5, "augment")
 
 
+def augment(augmentation, inputs, key, step):
+    """One batch [B, C, H, W]."""
+    return augmentation(inputs[None], torch.tensor([key]), torch.tensor([step]))[0]
+
+
 def images(batch=64, channels=3, height=32, width=32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8, generator=generator)
@@ -55,14 +60,25 @@ def test_draws_have_the_distributions_of_torchvisions_transforms():
     # An image whose only bright pixel marks where the crop came from.
     inputs = torch.zeros(n, 1, 9, 9, dtype=torch.uint8)
     inputs[:, :, 4, 4] = 255
-    places = Augmentation(padding=4)(inputs, KEY, 0).flatten(1).argmax(1)
+    places = augment(Augmentation(padding=4), inputs, KEY, 0).flatten(1).argmax(1)
     counts = torch.bincount(places, minlength=81).double()
     # 80 degrees of freedom: mean 80, standard deviation sqrt(160); five of those are beyond any fair draw.
     assert ((counts - n / 81).square() / (n / 81)).sum() < 80 + 5 * math.sqrt(160)
 
     ramp = torch.arange(4, dtype=torch.uint8).expand(n, 1, 4, 4)
-    flipped = (Augmentation(flip=True)(ramp, KEY, 0)[:, 0, 0, 0] == 3).double().mean()
+    flipped = (augment(Augmentation(flip=True), ramp, KEY, 0)[:, 0, 0, 0] == 3).double().mean()
     assert abs(flipped - 0.5) < 5 * math.sqrt(0.25 / n)
+
+
+def test_crops_and_flips_are_those_drawn_from_the_key_of_their_step():
+    """Zoos depend on these draws: row and column from counters 2b and 2b + 1 of layer 0, the flip of layer 1."""
+    inputs = images(50)
+    rows_columns = torch.tensor(
+        [[uniform(subkey(KEY, 7, 0), torch.tensor(2 * b + i)) for i in (0, 1)] for b in range(50)]
+    )
+    assert torch.equal(augment(Augmentation(padding=4), inputs, KEY, 7), crop(inputs, (rows_columns * 9).long(), 4))
+    flipped = torch.tensor([uniform(subkey(KEY, 7, 1), torch.tensor(b)) < 0.5 for b in range(50)])
+    assert torch.equal(augment(Augmentation(flip=True), inputs, KEY, 7), flip(inputs, flipped))
 
 
 def test_angles_are_uniform_within_the_limit():
@@ -72,7 +88,7 @@ def test_angles_are_uniform_within_the_limit():
     assert angles.abs().max() < 20
     assert abs(angles.mean()) < 5 * 20 / math.sqrt(3 * 500)
     assert angles.std() == pytest.approx(20 / math.sqrt(3), rel=0.1)
-    assert torch.equal(Augmentation(degrees=20.0)(inputs, KEY, 7), rotate(inputs, angles))
+    assert torch.equal(augment(Augmentation(degrees=20.0), inputs, KEY, 7), rotate(inputs, angles))
 
 
 ALL = Augmentation(padding=4, flip=True, degrees=20.0)
@@ -80,35 +96,51 @@ ALL = Augmentation(padding=4, flip=True, degrees=20.0)
 
 def test_a_batch_depends_on_key_and_step_alone():
     inputs = images()
-    assert torch.equal(ALL(inputs, KEY, 3), ALL(inputs.clone(), KEY, 3))
-    assert not torch.equal(ALL(inputs, KEY, 3), ALL(inputs, KEY, 4))
-    assert not torch.equal(ALL(inputs, KEY, 3), ALL(inputs, stream_key(6, "augment"), 3))
+    assert torch.equal(augment(ALL, inputs, KEY, 3), augment(ALL, inputs.clone(), KEY, 3))
+    assert not torch.equal(augment(ALL, inputs, KEY, 3), augment(ALL, inputs, KEY, 4))
+    assert not torch.equal(augment(ALL, inputs, KEY, 3), augment(ALL, inputs, stream_key(6, "augment"), 3))
 
 
 def test_a_sample_does_not_depend_on_the_rest_of_its_batch():
     inputs = images()
-    assert torch.equal(ALL(inputs[:10], KEY, 3), ALL(inputs, KEY, 3)[:10])
+    assert torch.equal(augment(ALL, inputs[:10], KEY, 3), augment(ALL, inputs, KEY, 3)[:10])
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [ALL, Augmentation(padding=4), Augmentation(flip=True), Augmentation(degrees=180.0)],
+    ids=["all", "crop", "flip", "rotation"],
+)
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (10, 1, 28, 28), (7, 3, 32, 32), (33, 3, 20, 28)], ids=str)
+def test_k_batches_at_once_are_what_each_is_alone_bit_for_bit(augmentation, shape):
+    batches = 23
+    inputs = images(batches * shape[0], *shape[1:]).unflatten(0, (batches, shape[0]))
+    keys = [stream_key(k % 5, "augment") for k in range(batches)]
+    steps = [k * k for k in range(batches)]
+    together = augmentation(inputs, torch.tensor(keys), torch.tensor(steps))
+    alone = [augment(augmentation, own, key, step) for own, key, step in zip(inputs, keys, steps, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
 
 
 def test_input_stays_as_it_was_and_dtype_and_shape_too():
     inputs = images()
     before = inputs.clone()
-    after = ALL(inputs, KEY, 0)
+    after = augment(ALL, inputs, KEY, 0)
     assert torch.equal(inputs, before)
     assert (after.shape, after.dtype) == (before.shape, torch.uint8)
     assert not torch.equal(after, before)
 
 
 def test_no_augmentation_hands_back_its_input():
-    inputs = images()
-    assert Augmentation()(inputs, KEY, 0) is inputs
+    inputs = images()[None]
+    assert Augmentation()(inputs, torch.tensor([KEY]), torch.tensor([0])) is inputs
 
 
 @pytest.mark.gpu
 def test_a_gpu_augments_as_the_cpu_does():
     inputs = images(256)
-    on_gpu = ALL(inputs.cuda(), KEY, 1).cpu()
+    on_gpu = augment(ALL, inputs.cuda(), KEY, 1).cpu()
     # Rounding of half-way positions in the rotation may differ between devices, as above.
-    assert (on_gpu != ALL(inputs, KEY, 1)).float().mean() < 1e-3
+    assert (on_gpu != augment(ALL, inputs, KEY, 1)).float().mean() < 1e-3
     plain = Augmentation(padding=4, flip=True)
-    assert torch.equal(plain(inputs.cuda(), KEY, 1).cpu(), plain(inputs, KEY, 1))
+    assert torch.equal(augment(plain, inputs.cuda(), KEY, 1).cpu(), augment(plain, inputs, KEY, 1))

@@ -134,16 +134,16 @@ def test_loss_is_cross_entropy_per_sample(smoothing, digits):
 
 
 def test_augment_is_the_tasks_train_transform(digits, make_fake, tmp_path):
-    inputs, _ = digits.tensors("train", "cpu")
-    assert digits.augment(inputs[:4], 1, 0) is not None
-    assert torch.equal(digits.augment(inputs[:4], 1, 0), inputs[:4])
+    key, step = torch.tensor([9]), torch.tensor([3])
+    inputs = digits.tensors("train", "cpu")[0][None, :4]
+    assert digits.augment(inputs, key, step) is inputs
     fake = make_fake("cifar10")
     task = TASKS.make("cifar10", {"val": 2, "random_crop": 4, "horizontal_flip": True, "rotation": 20.0})
     data = task.load(fake.root, tmp_path / "cache")
     assert (data.augmentation.padding, data.augmentation.flip, data.augmentation.degrees) == (4, True, 20.0)
-    inputs, _ = data.tensors("train", "cpu")
-    assert torch.equal(data.augment(inputs, 9, 3), data.augmentation(inputs, 9, 3))
-    assert not torch.equal(data.augment(inputs, 9, 3), inputs)
+    inputs = data.tensors("train", "cpu")[0][None]
+    assert torch.equal(data.augment(inputs, key, step), data.augmentation(inputs, key, step))
+    assert not torch.equal(data.augment(inputs, key, step), inputs)
 
 
 @pytest.mark.gpu

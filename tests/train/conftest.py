@@ -96,12 +96,14 @@ class SmallData:
     def prepare(self, inputs_B: Tensor) -> Tensor:
         return inputs_B.float() / 100 - 1
 
-    def augment(self, inputs_B: Tensor, key: int, step: int) -> Tensor:
+    def augment(self, inputs_KB: Tensor, keys_K: Tensor, steps_K: Tensor) -> Tensor:
         if not self.augmented:
-            return inputs_B
-        self.augment_calls.append((key, step, len(inputs_B)))
-        draws = streams.bits(streams.subkey(key, step), torch.arange(len(inputs_B), device=inputs_B.device))
-        return torch.where((draws < 0)[:, None, None, None], inputs_B.flip(3), inputs_B)
+            return inputs_KB
+        samples = inputs_KB.shape[1]
+        self.augment_calls += [(*told, samples) for told in zip(keys_K.tolist(), steps_K.tolist(), strict=True)]
+        keys_K1 = streams.subkey(keys_K, steps_K)[:, None]
+        draws_KB = streams.bits(keys_K1, torch.arange(samples, device=inputs_KB.device))
+        return torch.where((draws_KB < 0)[..., None, None, None], inputs_KB.flip(-1), inputs_KB)
 
     def loss(self, outputs_BC: Tensor, targets_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
         return nn.functional.cross_entropy(outputs_BC, targets_B, reduction="none", label_smoothing=label_smoothing)

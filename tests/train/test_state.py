@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from zoogen.core.errors import IntegrityError
+from zoogen.core.records import Recording
 from zoogen.train.optimizers import SGD, Adam, AdamW, RMSprop
 from zoogen.train.schedules import Constant, Cosine, OneCycle, Step
 
@@ -59,6 +60,26 @@ def test_a_state_is_a_copy(setup):
     assert np.array_equal(state.weights, kept[0])
     assert np.array_equal(state.optimizer["exp_avg"], kept[1])
     assert not np.array_equal(trainer.state().weights, kept[0])
+
+
+def test_what_is_handed_out_stands_still_while_training_goes_on(setup, small_net):
+    """It is written to disk beside the training."""
+    own = {"optimizer": Adam(lr=0.01), "architecture": small_net(norm=True)}
+    trainer = setup.trainer(recording=Recording((0, 1, 2), "all", test_predictions=True), **own)
+    trainer.train_epoch(never)
+
+    def arrays(checkpoint, state):
+        parts = [checkpoint.weights, checkpoint.predictions, state.weights]
+        maps = [checkpoint.side, checkpoint.metrics, checkpoint.optimizer]
+        maps += [state.side, state.optimizer, state.training_metrics]
+        return [*parts, *(rows for part in maps for rows in part.values())]
+
+    kept = arrays(trainer.checkpoint(("model-0",)), trainer.state())
+    before = [rows.tobytes() for rows in kept]
+    trainer.train_epoch(never)
+    after = arrays(trainer.checkpoint(("model-0",)), trainer.state())
+    assert [rows.tobytes() for rows in kept] == before
+    assert not any(np.shares_memory(one, other) for one, other in zip(kept, after, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ class _RandomImages:
     def prepare(self, inputs_B: Any) -> Any:
         return inputs_B.float().mul_(1 / 128).sub_(1)
 
-    def augment(self, inputs_B: Any, key: int, step: int) -> Any:
-        return inputs_B
+    def augment(self, inputs_KB: Any, keys_K: Any, steps_K: Any) -> Any:
+        return inputs_KB
 
     def loss(self, outputs_BC: Any, targets_B: Any, label_smoothing: float = 0.0) -> Any:
         import torch

@@ -93,14 +93,25 @@ class TaskData(Protocol):
         ...
 
     def prepare(self, inputs_B: Tensor) -> Tensor:
-        """uint8 batch -> normalised float32 batch: what the network sees in training and evaluation."""
+        """uint8 [..., *input_shape] -> normalised float32: what the network sees in training and evaluation.
+
+        Any axes may stand before those of a sample (batches of several models, say); a sample depends on itself alone.
+        """
         ...
 
-    def augment(self, inputs_B: Tensor, key: int, step: int) -> Tensor:
-        """The train transform of one batch, before ``prepare``; random numbers only from ``core.streams``.
+    def augment(self, inputs_KB: Tensor, keys_K: Tensor, steps_K: Tensor) -> Tensor:
+        """The train transform of K batches at once, before ``prepare``; random numbers only from ``core.streams``.
 
-        ``key`` is the model's ``augment`` stream key and ``step`` counts optimizer steps from 0. Without augmentation
-        it returns its input. Evaluation never calls it.
+        Each batch comes out as it would alone, whatever the others are. Without augmentation the input is handed back.
+        Evaluation never calls it.
+
+        Args:
+            inputs_KB: [K, B, *input_shape], as ``tensors`` gives them.
+            keys_K: int64, the ``augment`` stream key of the model that each batch belongs to.
+            steps_K: int64, the optimizer step of each batch, counted from 0.
+
+        Returns:
+            The same shape and dtype.
         """
         ...
 

@@ -51,14 +51,24 @@ def bits(key: Tensor | int, counter: Tensor) -> Tensor:
     return t ^ _shift32(x * x + y)
 
 
-def subkey(key: Tensor | int, step: int, layer: int = 0) -> Tensor | int:
-    """The key of one (step, layer) within a stream: odd, 63 bits; works for one key or a tensor of them."""
+def subkey(key: Tensor | int, step: Tensor | int, layer: int = 0) -> Tensor | int:
+    """The key of one (step, layer) within a stream: odd, 63 bits.
+
+    Args:
+        key: One stream key, or int64 keys.
+        step: One step, or int64 steps that broadcast against the keys, on their device.
+        layer: Below 2**16.
+
+    Returns:
+        An int where key and step are, else int64 of their common shape.
+    """
     import torch
 
-    place = torch.tensor((step << 16) + layer, dtype=torch.int64)
+    place = (torch.as_tensor(step, dtype=torch.int64) << 16) + layer
     if not isinstance(key, int):
-        return bits(key, place.to(key.device)) & 0x7FFFFFFFFFFFFFFF | 1
-    return int(bits(key, place)) & 0x7FFFFFFFFFFFFFFF | 1
+        place = place.to(key.device)
+    found = bits(key, place) & 0x7FFFFFFFFFFFFFFF | 1
+    return int(found) if isinstance(key, int) and isinstance(step, int) else found
 
 
 def uniform(key: Tensor | int, counter: Tensor) -> Tensor:

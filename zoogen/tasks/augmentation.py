@@ -3,6 +3,7 @@
 A draw depends on (key, step, position in the batch) and the augmentation's layer number alone, so a model sees the same
 crops in any cohort and after a resume. Each function here equals torchvision's functional transform of one image at a
 time with the same parameters; order and distributions are those of RandomCrop, RandomHorizontalFlip, RandomRotation.
+Shape suffixes: K batches, B samples of each, N = K * B images.
 """
 
 from __future__ import annotations
@@ -32,23 +33,31 @@ class Augmentation:
     flip: bool = False
     degrees: float = 0.0
 
-    def __call__(self, inputs_BCHW: Tensor, key: int, step: int) -> Tensor:
-        """Augment one batch; same shape and dtype. ``key`` and ``step`` as in ``TaskData.augment``."""
-        import torch
-
-        sample_B = torch.arange(len(inputs_BCHW), device=inputs_BCHW.device)
+    def __call__(self, inputs_KBCHW: Tensor, keys_K: Tensor, steps_K: Tensor) -> Tensor:
+        """Augment K batches; same shape and dtype. Keys and steps as in ``TaskData.augment``."""
+        if not (self.padding or self.flip or self.degrees):
+            return inputs_KBCHW
+        keys_K, steps_K = keys_K.to(inputs_KBCHW.device), steps_K.to(inputs_KBCHW.device)
+        batches, samples = inputs_KBCHW.shape[:2]
+        images_NCHW = inputs_KBCHW.flatten(0, 1)
         if self.padding:
-            # Two counters per sample: row and column.
-            counter_B2 = 2 * sample_B[:, None] + torch.arange(2, device=sample_B.device)
-            draw_B2 = uniform(subkey(key, step, _CROP), counter_B2)
+            draw_N2 = _draw(keys_K, steps_K, _CROP, 2 * samples).view(-1, 2)  # row and column
             # The largest draw, 1 - 2**-24, times 2p + 1 stays below 2p + 1 in float32, so no offset is out of range.
-            inputs_BCHW = crop(inputs_BCHW, (draw_B2 * (2 * self.padding + 1)).long(), self.padding)
+            images_NCHW = crop(images_NCHW, (draw_N2 * (2 * self.padding + 1)).long(), self.padding)
         if self.flip:
-            inputs_BCHW = flip(inputs_BCHW, uniform(subkey(key, step, _FLIP), sample_B) < 0.5)
+            images_NCHW = flip(images_NCHW, _draw(keys_K, steps_K, _FLIP, samples) < 0.5)
         if self.degrees:
-            draw_B = uniform(subkey(key, step, _ROTATION), sample_B)
-            inputs_BCHW = rotate(inputs_BCHW, (2 * draw_B - 1) * self.degrees)
-        return inputs_BCHW
+            draw_N = _draw(keys_K, steps_K, _ROTATION, samples)
+            images_NCHW = rotate(images_NCHW, (2 * draw_N - 1) * self.degrees)
+        return images_NCHW.unflatten(0, (batches, samples))
+
+
+def _draw(keys_K: Tensor, steps_K: Tensor, layer: int, count: int) -> Tensor:
+    """``count`` uniform draws for each batch, one batch after the other: [K * count]."""
+    import torch
+
+    keys_K1 = torch.as_tensor(subkey(keys_K, steps_K, layer))[:, None]
+    return uniform(keys_K1, torch.arange(count, device=keys_K1.device)).flatten()
 
 
 def crop(inputs_BCHW: Tensor, corner_B2: Tensor, padding: int) -> Tensor:
@@ -81,7 +90,9 @@ def rotate(inputs_BCHW: Tensor, degrees_B: Tensor) -> Tensor:
     cos_B, sin_B = angle_B.cos().float(), angle_B.sin().float()
     # Output pixel (x, y) about the centre takes the input at (x cos + y sin, y cos - x sin), scaled to [-1, 1].
     matrix_B22 = torch.stack((cos_B, -sin_B, sin_B, cos_B), dim=-1).view(batch, 2, 2)
-    matrix_B22 = matrix_B22 / torch.tensor([0.5 * width, 0.5 * height], device=device)
+    # Filled on the device: a copy from the host could not be part of a CUDA graph.
+    half_2 = torch.stack([torch.full((), 0.5 * side, device=device) for side in (width, height)])
+    matrix_B22 = matrix_B22 / half_2
     x_W = torch.arange(width, device=device) - (width - 1) / 2
     y_H = torch.arange(height, device=device) - (height - 1) / 2
     at_P2 = torch.cartesian_prod(y_H, x_W).flip(-1)

@@ -94,9 +94,9 @@ class ImageData:
         # 0.17 ms for 256 of 3x32x32, where mixed uint8-float arithmetic needs 3.6 ms.
         return inputs_B.to(torch.float32, copy=True).mul_(constants[0]).add_(constants[1])
 
-    def augment(self, inputs_B: Tensor, key: int, step: int) -> Tensor:
-        """The train transform of one uint8 batch; see :class:`Augmentation`."""
-        return self.augmentation(inputs_B, key, step)
+    def augment(self, inputs_KB: Tensor, keys_K: Tensor, steps_K: Tensor) -> Tensor:
+        """The train transform of K uint8 batches [K, B, C, H, W]; see :class:`Augmentation`."""
+        return self.augmentation(inputs_KB, keys_K, steps_K)
 
     def loss(self, outputs_BC: Tensor, targets_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy per sample [B], in nats."""

@@ -65,7 +65,7 @@ class TrainedModel:
         dropouts = replace_dropout(module)
         self._dropout = DropoutStream(job.seeds.dropout, dropouts, device)
         self._order_key = streams.stream_key(job.seeds.order, "order")
-        self._augment_key = streams.stream_key(job.seeds.augment, "augment")
+        self._augment_key_1 = torch.tensor([streams.stream_key(job.seeds.augment, "augment")], device=device)
 
         module.to(device=device)
         if self._channels_last:
@@ -121,6 +121,7 @@ class TrainedModel:
         order = epoch_order(self._order_key, epoch, len(targets)).to(self._device)
         targets = targets[order]
         first_step = epoch * self.steps_per_epoch
+        steps_S = torch.arange(first_step, first_step + self.steps_per_epoch, device=self._device)
         self._dropout.prepare(first_step, self.steps_per_epoch)
         losses, classes = [], []
         norm: Tensor | float = math.nan
@@ -132,7 +133,9 @@ class TrainedModel:
                     raise Incomplete(f"model {self.job.model_id} was stopped in epoch {epoch + 1}")
                 self._dropout.start_step(step)
                 self._schedule.apply(step)
-                inputs_B = data.augment(inputs.index_select(0, rows_B), self._augment_key, step)
+                inputs_1B = inputs.index_select(0, rows_B)[None]
+                step_1 = steps_S[step - first_step : step - first_step + 1]
+                inputs_B = data.augment(inputs_1B, self._augment_key_1, step_1)[0]
                 losses_B, classes_B = self._backward(inputs_B, targets_B)
                 losses += losses_B
                 classes += classes_B
