@@ -1,14 +1,15 @@
 """Makes a process say where it is (training, saving, sealing, renaming), so that a kill can be aimed and proved.
 
-Each process writes one line into ``<folder>/<pid>``: phase, how often it was entered, what it works on. The line is one
-``pwrite`` of fixed length, so after a SIGKILL it tells where the process died.
+Each thread (one trains, one writes) has one line, in ``<folder>/<pid>-<thread>``: phase, how often it was entered, what
+it works on. The line is one ``pwrite`` of fixed length, so after a SIGKILL it tells where the process died.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,34 +20,36 @@ _LENGTH = 96
 
 @dataclass(frozen=True)
 class Point:
-    """Where a process is: ``train``, ``save``, ``seal``, ``rename`` or ``between``."""
+    """Where a thread is: ``train``, ``save``, ``seal``, ``rename`` or ``between``."""
 
     phase: str
     count: int
     detail: str
 
 
-def read_points(folder: Path) -> dict[int, Point]:
-    """Process id -> where it is, of all that have said so."""
-    found = {}
-    for path in folder.iterdir():
+def read_points(folder: Path) -> dict[int, list[Point]]:
+    """Process id -> where its threads are, of all that have said so."""
+    found = defaultdict(list)
+    for path in sorted(folder.iterdir()):
         text = path.read_text()
         if len(text) == _LENGTH:
             phase, count, detail = text.rstrip().split("|")
-            found[int(path.name)] = Point(phase, int(count), detail)
-    return found
+            found[int(path.name.partition("-")[0])].append(Point(phase, int(count), detail))
+    return dict(found)
 
 
 class _Here:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._counts: Counter[str] = Counter()
-        self._file: int | None = None
+        self._counts: Counter[str] = Counter()  # a phase belongs to one of the threads
+        self._files: dict[str, int] = {}
 
     def say(self, phase: str, detail: str) -> None:
-        if self._file is None:
-            self._file = os.open(self._folder / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
-        os.pwrite(self._file, f"{phase}|{self._counts[phase]}|{detail}"[: _LENGTH - 1].ljust(_LENGTH).encode(), 0)
+        thread = threading.current_thread().name  # every cohort's writer has the same
+        if thread not in self._files:
+            self._files[thread] = os.open(self._folder / f"{os.getpid()}-{thread}", os.O_WRONLY | os.O_CREAT)
+        line = f"{phase}|{self._counts[phase]}|{detail}"[: _LENGTH - 1].ljust(_LENGTH)
+        os.pwrite(self._files[thread], line.encode(), 0)
 
     @contextmanager
     def phase(self, name: str, detail: str) -> Iterator[None]:
@@ -65,18 +68,22 @@ def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
             training.
         shard_bytes: Seal shards before they exceed this, so that a tiny cohort has several.
     """
-    from zoogen.build import worker
+    from zoogen.build import storing
     from zoogen.plan import cohorts
     from zoogen.store import shard, work
     from zoogen.train.plain import PlainTrainer
+    from zoogen.train.population.trainer import PopulationTrainer
 
     here = _Here(folder)
-    train, save, seal, rename = PlainTrainer.train_epoch, work.Work.save, worker.seal_shard, os.rename
+    save, seal, rename = work.Work.save, storing.seal_shard, os.rename
 
-    def train_epoch(self, should_stop):
-        with here.phase("train", f"epoch {self.epoch + 1}"):
-            train(self, should_stop)
-            time.sleep(slow)
+    def slow_training(train):
+        def train_epoch(self, should_stop):
+            with here.phase("train", f"epoch {self.epoch + 1}"):
+                train(self, should_stop)
+                time.sleep(slow)
+
+        return train_epoch
 
     def save_state(self, state, checkpoints):
         with here.phase("save", f"epoch {state.epoch}"):
@@ -111,6 +118,7 @@ def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
     if shard_bytes:
         cohorts.SHARD_BYTES = shard_bytes
     shard.os = Os
-    PlainTrainer.train_epoch = train_epoch
+    for trainer in (PlainTrainer, PopulationTrainer):
+        trainer.train_epoch = slow_training(trainer.train_epoch)
     work.Work.save = save_state
-    worker.seal_shard = seal_shard
+    storing.seal_shard = seal_shard

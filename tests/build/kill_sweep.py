@@ -59,14 +59,14 @@ class Kill:
     phase: str
     count: int
     delay: float
-    met: Point | None = None
+    met: tuple[Point, ...] = ()
     sealed: int = 0
     outcome: str = ""
 
     def row(self, number: int) -> str:
-        assert self.met is not None
+        assert self.met
         moment = f"{self.phase} {self.count} + {self.delay * 1000:.0f} ms"
-        met = f"{self.met.phase}: {self.met.detail}"
+        met = "; ".join(f"{point.phase}: {point.detail}" for point in self.met)
         return f"| {number} | {self.victim} | {moment} | {met} | {self.sealed} | {self.outcome} |"
 
 
@@ -98,7 +98,9 @@ class RayBuild:
             "ZOOGEN_TEST_SLOW": str(SLOW),
             "ZOOGEN_TEST_SHARD_BYTES": str(SHARD_BYTES),
         }
-        command = [sys.executable, "-m", "zoogen", "build", str(blueprint), "-o", str(zoo), "--cpus", "2"]
+        # Not measured: the epochs of a measurement would count as training.
+        options = ["-o", str(zoo), "--cpus", "2", "--trainer", "plain"]
+        command = [sys.executable, "-m", "zoogen", "build", str(blueprint), *options]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(command, env={**os.environ, **told}, stdout=log, stderr=log)
         self.family: list[psutil.Process] = []
@@ -112,8 +114,8 @@ class RayBuild:
         """The process id of the first worker that enters ``phase`` for the ``count``-th time."""
         deadline = time.monotonic() + seconds
         while True:
-            for pid, point in read_points(self.points).items():
-                if point.phase == phase and point.count >= count:
+            for pid, threads in read_points(self.points).items():
+                if any(point.phase == phase and point.count >= count for point in threads):
                     return pid
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"never came to {phase} {count}\n{self.output}")
@@ -147,7 +149,7 @@ def strike(run: RayBuild, kill: Kill) -> None:
         os.kill(pid, signal.SIGKILL)
     if kill.victim in ("driver", "both"):
         os.kill(run.process.pid, signal.SIGKILL)
-    kill.met = read_points(run.points)[pid]
+    kill.met = tuple(read_points(run.points)[pid])
 
 
 def sweep(folder: Path, kills: list[Kill], show=lambda line: None) -> None:

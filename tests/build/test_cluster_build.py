@@ -35,7 +35,8 @@ def points(tmp_path, monkeypatch):
 def test_a_build_that_loses_a_node_stores_every_model_once(points, cluster, tmp_path, monkeypatch):
     address, token, second = cluster
     blueprint, zoo = write_blueprint(tmp_path / "a.yaml", CHANGES), tmp_path / "zoo"
-    command = [sys.executable, "-m", "zoogen", "build", str(blueprint), "-o", str(zoo), "--address", address]
+    options = ["-o", str(zoo), "--address", address, "--trainer", "plain"]
+    command = [sys.executable, "-m", "zoogen", "build", str(blueprint), *options]
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment(token), stdout=file, stderr=file)
@@ -44,9 +45,10 @@ def test_a_build_that_loses_a_node_stores_every_model_once(points, cluster, tmp_
         while True:
             there = {p.pid for p in family(second)}
             found = read_points(points)
-            on_second = [p for pid, p in found.items() if pid in there]
+            on_second = [threads for pid, threads in found.items() if pid in there]
+            training = [p for threads in on_second for p in threads if p.phase == "train"]
             # In the middle of a cohort, with both nodes at work.
-            if len(found) > len(on_second) > 0 and any(p.phase == "train" and p.count >= 3 for p in on_second):
+            if len(found) > len(on_second) > 0 and any(p.count >= 3 for p in training):
                 break
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()

@@ -33,7 +33,7 @@ def in_a_fork(function):
 
 
 def dying_build(blueprint, zoo, step):
-    """Builds until the ``step``-th mkdir, rename or replace, and dies before it."""
+    """Builds until the ``step``-th mkdir, rename, replace or link, and dies before it."""
     left = [step]
 
     def dying(real):
@@ -46,7 +46,7 @@ def dying_build(blueprint, zoo, step):
         return call
 
     Path.mkdir, Path.replace, Path.rename = dying(Path.mkdir), dying(Path.replace), dying(Path.rename)
-    os.rename = dying(os.rename)
+    os.rename, Path.hardlink_to = dying(os.rename), dying(Path.hardlink_to)
     return build(blueprint, zoo).exit_code
 
 

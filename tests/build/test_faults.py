@@ -9,12 +9,13 @@ import time
 
 import build_runs
 import pytest
-from build_runs import build, shards, write_blueprint
+from build_runs import build, rows, shards, write_blueprint
 from fault_points import read_points
 
 from zoogen.core.errors import EnvironmentFault, UserError
 from zoogen.store.verify import verify
 from zoogen.store.zoo import ZooFolder
+from zoogen.train.plain import PlainTrainer
 
 SHARD_BYTES = 5_000  # two epochs of two models
 
@@ -33,12 +34,17 @@ def until(condition, seconds=60.0):
     return found
 
 
+def points(command):
+    """Where the threads of all its processes are, or were when it died."""
+    return [point for threads in read_points(command.points).values() for point in threads]
+
+
 def reaches(command, phase, count):
     """Wait until the process has entered ``phase`` for the ``count``-th time."""
 
     def there():
         assert command.process.is_alive(), command.output
-        return any(p.phase == phase and p.count >= count for p in read_points(command.points).values())
+        return any(p.phase == phase and p.count >= count for p in points(command))
 
     until(there)
 
@@ -63,7 +69,7 @@ def test_a_build_killed_in_training_sealing_and_renaming_ends_in_the_bytes_of_an
         reaches(run, phase, count)
         run.process.kill()
         assert run.wait() == -signal.SIGKILL
-        died += [point.phase for point in read_points(run.points).values()]
+        died += [point.phase for point in points(run)]
         report = verify(zoo)
         assert not report.damaged, report.damaged
         assert report.missing, "it was killed before the end"
@@ -199,6 +205,37 @@ def test_whichever_shard_of_a_cohort_is_lost_is_made_anew_alone_with_the_same_by
         assert build(blueprint, zoo).exit_code == 0
         assert shards(zoo) == before
     assert verify(zoo).complete
+
+
+def test_a_cohort_that_lost_an_earlier_shard_and_is_halved_makes_that_shard_anew_too(
+    tmp_path, several_shards, monkeypatch
+):
+    change = {"seeds.range": [0, 1], "training.epochs": 5}  # two models, three shards
+    blueprint, zoo = write_blueprint(tmp_path / "a.yaml", change), tmp_path / "zoo"
+    build(blueprint, zoo)
+    before = rows(zoo)
+    (cohort,) = ZooFolder(zoo).read_cohorts()
+    assert len(cohort.segments) == 3
+    ZooFolder(zoo).remove_damaged(cohort.segments[1].shard_id)
+    train = PlainTrainer.train_epoch
+
+    def only_alone(self, should_stop):
+        if len(self.state().model_ids) > 1:
+            raise RuntimeError("too many")
+        train(self, should_stop)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PlainTrainer, "train_epoch", only_alone)
+        assert build(blueprint, zoo).exit_code == 0
+    report = verify(zoo)
+    assert report.complete, report
+    assert report.counts["states"] == 2 * 6
+    assert rows(zoo) == before
+    # And it goes on from there like any other zoo.
+    assert build(write_blueprint(tmp_path / "b.yaml", change | {"training.epochs": 6}), zoo).exit_code == 0
+    assert verify(zoo).complete
+    assert before.items() <= rows(zoo).items()
+    assert build_runs.leftovers(zoo) == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def test_builds_killed_at_20_random_moments_end_in_the_bytes_of_an_undisturbed_o
     kills = draw(20, seed=0)
     sweep(tmp_path, kills, print)
     assert {kill.victim for kill in kills} == {"worker", "driver", "both"}
-    assert {"train", "seal", "rename"} <= {kill.met.phase for kill in kills}
+    assert {"train", "seal", "rename"} <= {point.phase for kill in kills for point in kill.met}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -15,7 +15,7 @@ from zoogen.core.records import Cohort
 from zoogen.plan import Plan
 from zoogen.plan.cohorts import split_cohort
 from zoogen.store.durable import write_file
-from zoogen.store.resume import is_sealed
+from zoogen.store.resume import is_sealed, sealed_run
 from zoogen.store.zoo import ZooFolder
 
 
@@ -44,12 +44,19 @@ class Ledger:
         return {"architecture_id": np.repeat(architectures, sizes), "task_id": np.repeat(tasks, sizes)}
 
     def split(self, cohort: Cohort) -> tuple[Cohort, Cohort] | None:
-        """Replace a failing cohort by two halves, which store what its sealed shards lack; None for one model."""
-        sealed = [s for s in cohort.segments if is_sealed(self._folder.path, s.shard_id)]
+        """Replace a failing cohort by two halves, which store what its sealed shards lack; None for one model.
+
+        Where an earlier shard was lost, the halves make everything from there on anew, and the shards behind the gap
+        are moved aside, else their rows would be stored twice.
+        """
+        sealed = sealed_run(self._folder.path, cohort)
         stored_through = sealed[-1].last if sealed else cohort.stored_through
         halves = split_cohort(cohort, stored_through)
         if halves is None:
             return None
+        for segment in cohort.segments[len(sealed) :]:
+            if is_sealed(self._folder.path, segment.shard_id):
+                self._folder.remove_damaged(segment.shard_id)
         cohorts = list(self.reconciled.cohorts)
         place = next(i for i, c in enumerate(cohorts) if c.cohort_id == cohort.cohort_id)
         current = self.reconciled.current.copy()

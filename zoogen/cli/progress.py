@@ -15,11 +15,14 @@ from zoogen.schedule import StopFlag
 
 if TYPE_CHECKING:
     from zoogen.build.pipeline import Reporter
-    from zoogen.build.worker import Progress
+    from zoogen.build.storing import Progress
     from zoogen.plan import Plan
 
 PLAIN_SECONDS = 10.0
 """Between two plain lines."""
+
+RATE_SECONDS = 1.0
+"""Of reports before a rate is told."""
 
 
 class _Account:
@@ -44,7 +47,8 @@ class _Account:
         if len(self._recent) < 2:
             return 0.0
         (first, before), (last, after) = self._recent[0], self._recent[-1]
-        return (after - before) / (last - first) if last > first else 0.0
+        # An epoch is reported when the next one is trained, the last one right after it: such a pair says nothing.
+        return (after - before) / (last - first) if last - first >= RATE_SECONDS else 0.0
 
     def words(self) -> str:
         rate = self.rate()

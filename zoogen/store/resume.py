@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from zoogen.core.layout import Layout
-from zoogen.core.records import Cohort, CohortState
+from zoogen.core.records import Cohort, CohortState, Segment
 from zoogen.store.check import read_shard_models
 from zoogen.store.read import ShardReader
 from zoogen.store.shard import shards_folder
@@ -18,6 +19,14 @@ from zoogen.store.shard_info import DISK_DTYPES, SHARD_FILE
 def is_sealed(zoo: Path, shard_id: str) -> bool:
     """Whether the shard has its name, and so is complete."""
     return (shards_folder(zoo) / shard_id / SHARD_FILE).is_file()
+
+
+def sealed_run(zoo: Path, cohort: Cohort) -> list[Segment]:
+    """The cohort's segments before the first that is not sealed; later ones may be sealed all the same.
+
+    An earlier shard may have been damaged and moved aside.
+    """
+    return list(takewhile(lambda segment: is_sealed(zoo, segment.shard_id), cohort.segments))
 
 
 def read_state(zoo: Path, shard_id: str, cohort: Cohort, layout: Layout, *, stateless: bool) -> CohortState | None:
