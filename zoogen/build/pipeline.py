@@ -17,8 +17,10 @@ import numpy as np
 from zoogen.blueprint import Blueprint, load
 from zoogen.build.ledger import Failures, Ledger, selected_cells
 from zoogen.build.manifest import make_manifest, record_data, task_id
+from zoogen.build.programs import Settlement, Wish, kinds_of
 from zoogen.build.reconcile import cell_numbers, reconcile
-from zoogen.build.worker import CohortWorker, Progress
+from zoogen.build.storing import Note, Progress
+from zoogen.build.worker import CohortWorker
 from zoogen.core.errors import EnvironmentFault
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
@@ -51,6 +53,7 @@ class BuildOptions:
         data: Folder of the task data.
         download: Fetch missing data.
         device: ``auto``, ``cpu`` or ``cuda``.
+        wish: Which trainer and kernels to use where the zoo has not settled that.
     """
 
     blueprint: Path
@@ -62,6 +65,7 @@ class BuildOptions:
     data: Path | None = None
     download: bool = False
     device: str = "auto"
+    wish: Wish = field(default_factory=Wish)
 
 
 @dataclass
@@ -176,6 +180,8 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     carried = reconcile(plan, records, sealed, stored_plan)
     ledger = Ledger(folder, plan, carried.with_new(plan, chosen))
     pending = ledger.reconciled.pending(chosen, sealed)
+    settlement = Settlement(folder.path, pending, sealed, options.wish, options.device)
+    settlement.check()
     splits = {}
     for task in {task_id(c.jobs[0].task): c.jobs[0].task for c in pending}.values():
         data = task.load(data_root(options.data), cache_root(), download=options.download)
@@ -187,6 +193,7 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     write_splits(folder.path, splits)
     folder.write_manifest(manifest)
     write_file(folder.path / "blueprint.yaml", _as_given(plan.blueprint).encode())
+    settlement.carry_out()
     ledger.write()
     failures = Failures(folder.path)
     # A build killed right after a cohort's last seal has neither forgotten its failures nor dropped its work.
@@ -256,9 +263,16 @@ def _train(run: _Run, executor: Executor, reporter: Reporter, stop: StopFlag) ->
         cache_root().absolute(),
         options.device,
         options.until,
+        options.wish,
+        kinds_of(run.plan, options.device),
     )
+    noted = set()
     for event in run_all(executor, factory, run.pending, run.ledger.split, stop):
-        if isinstance(event, Message):
+        if isinstance(event, Message) and isinstance(event.payload, Note):
+            if event.payload.text not in noted:  # several workers may find the same
+                noted.add(event.payload.text)
+                reporter.note(event.payload.text)
+        elif isinstance(event, Message):
             run.steps += event.payload.model_steps
             reporter.progress(event.payload)
         elif isinstance(event, Finished):

@@ -6,42 +6,24 @@ A worker lives for the whole build: torch is imported once, each task's data are
 
 from __future__ import annotations
 
-import json
-import logging
 import secrets
-import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zoogen.build.programs import Kind, Programs, Wish, device_of
+from zoogen.build.storing import CohortLog, EpochStore, Note, Progress, is_finished
+from zoogen.build.writer import BackgroundWriter
 from zoogen.core.canonical import canonical_json, digest
-from zoogen.core.contracts import TaskData, describe_task
+from zoogen.core.contracts import TaskData, Trainer, describe_task
 from zoogen.core.layout import Layout
 from zoogen.core.modules import describe
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Segment
-from zoogen.store.resume import is_sealed, read_state
-from zoogen.store.shard import seal_shard
+from zoogen.store.resume import is_sealed, read_state, sealed_run
 from zoogen.store.work import Work
-
-log = logging.getLogger("zoogen")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What happened since the last one, for the driver's bar.
-
-    ``models`` counts those that are through: sealed with their last planned epoch, or diverged.
-    """
-
-    cohort_id: str
-    epoch: int
-    model_steps: int = 0
-    models: int = 0
-    diverged: int = 0
-    sealed: str | None = None
 
 
 @dataclass
@@ -54,6 +36,8 @@ class CohortWorker:
         data_root, cache: Where the task data and their decoded copies are.
         device: ``cpu``, ``cuda``, or ``auto``: the GPU for cohorts that ask for one.
         until: Stop every cohort at this epoch, resumably.
+        wish: Which trainer was asked for.
+        kinds: What the plan has of each kind of models.
     """
 
     zoo: Path
@@ -62,16 +46,16 @@ class CohortWorker:
     cache: Path
     device: str = "auto"
     until: int | None = None
+    wish: Wish = field(default_factory=Wish)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._data: dict[str, TaskData] = {}
+        self._programs = Programs(self.zoo, self.cache, self.wish, self.kinds)
 
-    def run(self, cohort: Cohort, should_stop: Callable[[], bool]) -> Iterator[Progress]:
+    def run(self, cohort: Cohort, should_stop: Callable[[], bool]) -> Iterator[Progress | Note]:
         """Bring ``cohort`` to its last epoch (or ``until``), yielding progress after every epoch and seal."""
         import torch
-
-        from zoogen.train.plain import PlainTrainer
-        from zoogen.train.run import train_cohort
 
         # The same number under every executor: it decides how sums are cut, and so the last bits.
         torch.set_num_threads(max(1, int(cohort.resources.cpus)))
@@ -83,30 +67,63 @@ class CohortWorker:
             token = f"{self.token}-{secrets.token_hex(4)}"
             work = Work.claim(self.zoo, cohort, token)
             state, rows = self._start(cohort, work, layout, journal)
-            ending = SegmentEnd(self.zoo, token, cohort, layout, work, rows)
+            store = EpochStore(self.zoo, token, cohort, layout, work, journal, rows)
             if state is not None:
                 # A kill between the last save and its seal leaves a full segment behind.
-                yield from ending.seal_through(state, self._finished(cohort, state))
-            if not self._finished(cohort, state):
-                device = self._device(cohort)
-                trainer = PlainTrainer(cohort, self._load(task), device)
-                began = time.monotonic()
-                for done in train_cohort(trainer, cohort, state, should_stop, until=self.until):
-                    state = done.state()
-                    ending.rows += done.checkpoints
-                    work.save(state, done.checkpoints)
-                    finished = self._finished(cohort, state)
-                    sealed = list(ending.seal_through(state, finished))
-                    seconds = time.monotonic() - began
-                    journal.epoch(done, seconds, device)
-                    yield Progress(cohort.cohort_id, done.epoch, model_steps=done.steps)
-                    yield from sealed
-                    began = time.monotonic()
+                yield from store.seal_through(state)
+            if not is_finished(cohort, state):
+                device = device_of(cohort.resources, self.device)
+                trainer = yield from self._trainer(cohort, device, journal, should_stop)
+                yield from self._train(trainer, store, state, device, should_stop)
             if all(is_sealed(self.zoo, s.shard_id) for s in cohort.segments):
                 work.finish()
 
-    def _finished(self, cohort: Cohort, state: CohortState | None) -> bool:
-        return state is not None and (state.epoch >= cohort.epochs or len(state.diverged) == len(cohort.jobs))
+    def _trainer(
+        self, cohort: Cohort, device: str, journal: CohortLog, should_stop: Callable[[], bool]
+    ) -> Generator[Note, None, Trainer]:
+        from zoogen.train.population.choice import make_trainer
+
+        data = self._load(cohort.jobs[0].task)
+        told: list[str] = []
+        try:
+            program = self._programs.of(cohort, data, device, should_stop, told.append)
+        finally:
+            for text in told:
+                journal.note(text)
+        journal.note(f"{program} ({program.reason})")
+        yield from map(Note, told)
+        return make_trainer(cohort, data, device, program, self._programs.cache)
+
+    def _train(
+        self,
+        trainer: Trainer,
+        store: EpochStore,
+        start: CohortState | None,
+        device: str,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[Progress]:
+        """Train on from ``start``; an epoch is written while the next one trains, and reported once it is on disk."""
+        from zoogen.train.run import train_cohort
+
+        with BackgroundWriter[Progress]() as writer:
+
+            def stop() -> bool:
+                return should_stop() or writer.failed  # what could not be written is not trained on
+
+            try:
+                began = time.monotonic()
+                for done in train_cohort(trainer, store.cohort, start, stop, until=self.until):
+                    state = done.state()  # a copy: the trainer goes on changing what it has
+                    written = writer.wait()
+                    waited = time.monotonic() - began - done.seconds_train - done.seconds_evaluate
+                    last = done.epoch == self.until or is_finished(store.cohort, state)
+                    writer.begin(partial(store.put, done, state, device, waited, last=last))
+                    yield from written
+                    began = time.monotonic()
+            except Exception:
+                yield from writer.wait()
+                raise
+            yield from writer.wait()
 
     def _start(
         self, cohort: Cohort, work: Work, layout: Layout, journal: CohortLog
@@ -115,7 +132,7 @@ class CohortWorker:
 
         Never beyond the first segment that is not sealed: an earlier shard may have been damaged and moved aside.
         """
-        sealed = list(takewhile(lambda s: is_sealed(self.zoo, s.shard_id), cohort.segments))
+        sealed = sealed_run(self.zoo, cohort)
         found = work.load()
         if found is not None and _has_rows_after(sealed, cohort, *found):
             journal.note(f"continues after epoch {found[0].epoch} from its work folder")
@@ -127,11 +144,6 @@ class CohortWorker:
                 journal.note(f"continues after epoch {state.epoch} from shard {segment.shard_id}")
                 return state, []
         return None, []
-
-    def _device(self, cohort: Cohort) -> str:
-        if self.device != "auto":
-            return self.device
-        return "cuda" if cohort.resources.gpus > 0 else "cpu"
 
     def _load(self, task: Any) -> TaskData:
         key = digest(canonical_json(describe_task(task)))
@@ -147,68 +159,3 @@ def _has_rows_after(sealed: Sequence[Segment], cohort: Cohort, state: CohortStat
     all_gone = len(state.diverged) == len(cohort.jobs)
     end = max(state.last_finite.values()) if all_gone else state.epoch
     return {e for e in cohort.recording.epochs if through < e <= end} <= {c.epoch for c in rows}
-
-
-@dataclass
-class SegmentEnd:
-    """Seals segments of a cohort as soon as their last epoch is there."""
-
-    zoo: Path
-    token: str
-    cohort: Cohort
-    layout: Layout
-    work: Work
-    rows: list[Checkpoint]
-
-    def seal_through(self, state: CohortState, finished: bool) -> Iterator[Progress]:
-        """Seal what is complete at ``state``; a finished cohort (all models diverged, say) seals all that is left."""
-        for segment in self.cohort.segments:
-            if segment.last > state.epoch and not finished:
-                break
-            if not is_sealed(self.zoo, segment.shard_id):
-                cohort, layout, rows = self.cohort, self.layout, self.rows
-                seal_shard(self.zoo, segment.shard_id, cohort, layout, rows, state=state, token=self.token)
-                last = segment == self.cohort.segments[-1]
-                yield Progress(
-                    self.cohort.cohort_id,
-                    segment.last,
-                    models=len(self.cohort.jobs) if last else 0,
-                    diverged=len(state.diverged) if last else 0,
-                    sealed=segment.shard_id,
-                )
-            self.work.drop_through(segment.last)
-            self.rows = [c for c in self.rows if c.epoch > segment.last]
-
-
-class CohortLog:
-    """``logs/<cohort>.jsonl``: a JSON line per epoch (seconds, host, device) and per message; under no digest."""
-
-    def __init__(self, zoo: Path, cohort: Cohort) -> None:
-        self._path = zoo / "logs" / f"{cohort.cohort_id}.jsonl"
-        self._cohort_id = cohort.cohort_id
-
-    def __enter__(self) -> CohortLog:
-        self._path.parent.mkdir(exist_ok=True)
-        self._file = self._path.open("a", buffering=1)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def epoch(self, done: Any, seconds: float, device: str) -> None:
-        self._write(
-            event="epoch",
-            epoch=done.epoch,
-            steps=done.steps,
-            seconds_train=round(done.seconds_train, 6),
-            seconds_evaluate=round(done.seconds_evaluate, 6),
-            seconds_store=round(max(0.0, seconds - done.seconds_train - done.seconds_evaluate), 6),
-            device=device,
-        )
-
-    def note(self, message: str) -> None:
-        self._write(event="note", message=message)
-
-    def _write(self, **fields: Any) -> None:
-        stamp = {"time": round(time.time(), 3), "host": socket.gethostname(), "cohort_id": self._cohort_id}
-        self._file.write(json.dumps(stamp | fields) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -43,6 +44,20 @@ from zoogen.cli.options import blueprint_argument, overrides_option
     show_default=True,
     help="'auto' uses the GPU for cohorts whose resources ask for one.",
 )
+@click.option(
+    "--trainer",
+    type=click.Choice(["auto", "plain", "population"]),
+    default="auto",
+    show_default=True,
+    help="'population' trains many models as one program; 'auto' measures which is faster.",
+)
+@click.option(
+    "--kernel",
+    "kernels",
+    multiple=True,
+    metavar="NAME=VARIANT",
+    help="Fix a choice within the population trainer, e.g. engine=stacked or conv2d=unfold. Repeatable.",
+)
 def build(
     blueprint: Path,
     out: Path | None,
@@ -57,6 +72,8 @@ def build(
     data: Path | None,
     download: bool,
     device: str,
+    trainer: Literal["auto", "plain", "population"],
+    kernels: tuple[str, ...],
 ) -> None:
     """Train every model BLUEPRINT describes and store its checkpoints.
 
@@ -66,10 +83,12 @@ def build(
     """
     from zoogen.build.pipeline import BuildOptions
     from zoogen.build.pipeline import build as run_build
+    from zoogen.build.programs import Wish
     from zoogen.cli.progress import reporter
     from zoogen.schedule import Executor, SerialExecutor, StopFlag, stop_on_signals
 
-    options = BuildOptions(blueprint, out, overrides, where, sample, until, data, download, device)
+    wish = Wish(trainer, _named(kernels))
+    options = BuildOptions(blueprint, out, overrides, where, sample, until, data, download, device, wish)
     runner: Executor
     if executor == "serial":
         for name, value in (("--address", address), ("--cpus", cpus), ("--gpus", gpus)):
@@ -83,6 +102,17 @@ def build(
         outcome = run_build(options, runner, shown, stop)
     click.echo(_closing(outcome))
     sys.exit(outcome.exit_code)
+
+
+def _named(kernels: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for kernel in kernels:
+        name, equals, variant = kernel.partition("=")
+        if not (name and equals and variant):
+            raise click.UsageError(f"--kernel {kernel}: write NAME=VARIANT")
+        if found.setdefault(name, variant) != variant:
+            raise click.UsageError(f"--kernel {name} is given twice")
+    return found
 
 
 def _ray(address: str | None, cpus: int | None, gpus: int | None):

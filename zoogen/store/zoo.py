@@ -58,7 +58,8 @@ class ZooFolder:
         """
         # A build killed before it wrote the manifest leaves the working folders; that is not yet a zoo.
         found = {p.name for p in self.path.iterdir()} if self.path.is_dir() else set()
-        strange = sorted(found - {".work", "shards", f"{TEMPORARY}{MANIFEST_FILE}"})
+        # Programs may be given from another zoo, so that both are trained alike.
+        strange = sorted(found - {".work", "shards", "programs", f"{TEMPORARY}{MANIFEST_FILE}"})
         if self.exists() or strange:
             what = "a zoo" if self.exists() else f"other things ({', '.join(strange[:3])})"
             raise UserError(f"{self.path} holds {what} already; choose another folder")
@@ -123,7 +124,11 @@ class ZooFolder:
         for path in shards_folder(self.path).glob(f"{TEMPORARY}*"):
             if f"-{build_of(token)}" not in path.name:
                 shutil.rmtree(path, ignore_errors=True)
-        for folder in (self.path, self.path / "logs", self.path / "splits", work_folder(self.path)):
+        for folder in (
+            self.path,
+            *(self.path / name for name in ("logs", "splits", "programs")),
+            work_folder(self.path),
+        ):
             for path in folder.glob(f"{TEMPORARY}*"):
                 path.unlink(missing_ok=True)
 
