@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FEW_STEPS = 500
 """Fewer optimizer steps of a kind are not worth a measurement."""
 
-WORTH_SECONDS = 10.0
+WORTH_SECONDS = 0.5
 """Below this much of the plain trainer's time, choosing an engine (and compiling it) would cost more than it saves."""
 
 
@@ -251,10 +251,10 @@ class Programs:
                 should_stop=should_stop,
                 warn=tell,
             )
-            self._known[name] = self._settled(name, choice, kind, tell)
+            self._known[name] = self._settled(name, choice, kind)
         return self._known[name]
 
-    def _settled(self, name: str, choice: Choice, kind: Kind, tell: Callable[[str], None]) -> Program:
+    def _settled(self, name: str, choice: Choice, kind: Kind) -> Program:
         from zoogen.train.population.choice import next_best
 
         pinned = read_pinned(self._zoo, name)
@@ -265,8 +265,6 @@ class Programs:
             mine = Pinned(program, described, self._wish.to_json(), provisional)
             pinned = pin(self._zoo, name, mine)
             if pinned.program == program:
-                if program.seconds_per_step is not None and not provisional:
-                    tell(f"{in_words(cohort)}: {program} ({program.reason})")
                 return program
         return next_best(choice, pinned.program)
 

@@ -15,7 +15,7 @@ from zoogen.train.population.engine import Engine
 from zoogen.train.population.trainer import initial_rows
 from zoogen.train.population.trial import FewSamples, training_samples, trial_cohort
 
-SECONDS = 0.4
+SECONDS = 0.15
 """Measured, after a warm-up epoch; one epoch where that takes longer."""
 
 _SAMPLES = 640
