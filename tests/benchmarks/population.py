@@ -123,24 +123,19 @@ def make_cohort(net: Net, task: Any, models: int, first_seed: int = 0) -> Any:
     return Cohort("benchmark", jobs, 10**6, Recording((0,)), (), layout.layout_id)
 
 
-def make_trainer(way: str, cohort: Any, data: Any, device: str, block: int | None = None) -> Any:
+def make_trainer(way: str, cohort: Any, data: Any, device: str) -> Any:
     import torch
 
     from zoogen.tasks.places import cache_root
     from zoogen.train.plain import PlainTrainer
-    from zoogen.train.population.native.engine import NativeEngine
+    from zoogen.train.population.engines import Wanted, make_engine
     from zoogen.train.population.trainer import PopulationTrainer
 
     if way == "plain":
         return PlainTrainer(cohort, data, device)
-    cache, job = cache_root() / "kernels", cohort.jobs[0]
-    if way == "native":
-        engine: Any = NativeEngine(job, data, torch.device(device), cache=cache)
-    else:
-        from zoogen.train.population.stacked.engine import StackedEngine
-
-        engine = StackedEngine(job, data, torch.device(device), cache=cache)
-    return PopulationTrainer(cohort, data, device, engine, block)
+    models = len(cohort.jobs)
+    wanted = Wanted(cohort.jobs[0], data, torch.device(device), cache_root() / "kernels", 1, {}, models)
+    return PopulationTrainer(cohort, data, device, make_engine(way, wanted))
 
 
 class Loop:

@@ -1,4 +1,4 @@
-"""How long a plan would take on this machine, from a short run of one model of each kind on made-up data."""
+"""How long a plan would take on this machine, from a short run of a cohort of each kind on made-up data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from zoogen.core.layout import Layout
 from zoogen.core.records import Cohort, Recording
 from zoogen.plan import Plan
 from zoogen.plan.cells import Group
+from zoogen.plan.cohorts import cohort_size
+from zoogen.tasks.places import cache_root
 
 SECONDS = 1.0
 """Measured per kind of model, after a warm-up step."""
@@ -22,9 +25,9 @@ _SAMPLES = 512
 def estimate_seconds(plan: Plan, workers: int | None = None) -> float:
     """Training and evaluation seconds of the whole plan on ``workers`` cores (default: all of this machine).
 
-    One model of each kind (architecture, batch size, optimizer, task shape) is trained for about a second on random
-    images of the task's shape, and evaluated once; the rest is multiplication. Start-up and storing are not counted:
-    they are below a tenth of the time of any zoo that is worth an estimate.
+    A cohort of each kind (architecture, batch size, optimizer, task shape) is trained for about a second on random
+    images of the task's shape, with the program a build would choose, and evaluated once; the rest is multiplication.
+    Start-up and storing are not counted: they are below a tenth of the time of any zoo that is worth an estimate.
     """
     kinds: dict[tuple[Any, ...], tuple[float, float]] = {}
     seconds = 0.0
@@ -37,7 +40,7 @@ def estimate_seconds(plan: Plan, workers: int | None = None) -> float:
             group.task.input_shape,
         )
         if key not in kinds:
-            kinds[key] = _measure(group, layout.layout_id)
+            kinds[key] = _measure(group, layout)
         per_step, per_sample = kinds[key]
         train, val, test = group.task.sizes
         steps = group.training.epochs * group.training.steps_per_epoch(train)
@@ -47,29 +50,36 @@ def estimate_seconds(plan: Plan, workers: int | None = None) -> float:
     return seconds
 
 
-def _measure(group: Group, layout_id: str) -> tuple[float, float]:
-    """Seconds per optimizer step and per evaluated sample of one model on one core."""
+def _measure(group: Group, layout: Layout) -> tuple[float, float]:
+    """Seconds per optimizer step, and per evaluated sample, of one model on one core."""
     import torch
 
-    from zoogen.train.plain import PlainTrainer
+    from zoogen.train.population.choice import Choice, choose_program, make_trainer
 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(group.resources.cpus)))
     try:
         data = _RandomImages(group)
-        recording = Recording((0,), optimizer="none")
+        models = min(len(group), cohort_size(group, layout))
+        jobs = tuple(
+            replace(job, training=replace(job.training, epochs=10**6)) for job in map(group.job, range(models))
+        )
         resources = replace(group.resources, compile=False)
-        cohort = Cohort("calibration", (group.job(0),), 10**6, recording, (), layout_id, resources)
-        trainer = PlainTrainer(cohort, data, "cpu")
+        cohort = Cohort("calibration", jobs, 10**6, Recording((0,), "none"), (), layout.layout_id, resources)
+        cache = cache_root() / "kernels"
+        program = choose_program(Choice(cohort, data, "cpu", cache))
+        trainer = make_trainer(cohort, data, "cpu", program, cache)
         trainer.train_epoch(lambda: False)  # warm-up
         began, epochs = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - began) < SECONDS:
             trainer.train_epoch(lambda: False)
             epochs += 1
-        per_step = elapsed / max(1, epochs * data.steps)
+        per_step = elapsed / max(1, epochs * data.steps * models)
+        living = tuple(m for m in cohort.model_ids if m not in trainer.diverged)
         began = time.perf_counter()
-        trainer.checkpoint(cohort.model_ids)
-        return per_step, (time.perf_counter() - began) / (2 * data.samples)
+        if living:
+            trainer.checkpoint(living)
+        return per_step, (time.perf_counter() - began) / (2 * data.samples * max(1, len(living)))
     finally:
         torch.set_num_threads(threads)
 

@@ -22,7 +22,7 @@ from zoogen.train.plain import PlainTrainer
 from zoogen.train.population import choice as module
 from zoogen.train.population import speed
 from zoogen.train.population.choice import Choice, cannot_run, choose_program, make_trainer, next_best, seconds_of_plain
-from zoogen.train.population.engine import Unsupported
+from zoogen.train.population.engine import NothingToCompileWith, Unsupported
 from zoogen.train.population.engines import ENGINES, Wanted
 from zoogen.train.population.trainer import PopulationTrainer
 
@@ -129,6 +129,25 @@ def test_an_engine_with_other_numbers_is_dropped_with_a_warning(bench):
     assert program.engine == "right"
     (warning,) = bench.warnings
     assert "wrong computes other numbers than the plain trainer (updates)" in warning
+
+
+def test_a_missing_compiler_is_warned_of_and_a_slower_engine_goes_on(bench):
+    bench.engine("compiled", 1e-5, make=broken(NothingToCompileWith("no C compiler was found; install one")))
+    bench.engine("other", 5e-4)
+    assert choose_program(bench.choice()).engine == "other"
+    assert bench.warnings == [
+        "training may be many times slower than it could be: no C compiler was found; install one"
+    ]
+
+
+def test_a_compiler_that_came_later_opens_the_choice_again(bench, monkeypatch):
+    bench.engine("compiled", 1e-5, make=broken(NothingToCompileWith("no C compiler was found; install one")))
+    monkeypatch.setattr(module, "compiler_name", lambda: None)
+    assert choose_program(bench.choice()).trainer == "plain"
+    bench.engine("compiled", 1e-5)
+    assert choose_program(bench.choice()).trainer == "plain"  # remembered
+    monkeypatch.setattr(module, "compiler_name", lambda: "cc 12")
+    assert choose_program(bench.choice()).engine == "compiled"
 
 
 def test_an_unsupported_layer_is_a_reason_and_not_a_warning(bench):

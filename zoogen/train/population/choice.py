@@ -16,8 +16,9 @@ from zoogen.core.program import Program, describe_kind
 from zoogen.core.records import Cohort
 from zoogen.train.plain import PlainTrainer
 from zoogen.train.population.agreement import disagreement
-from zoogen.train.population.engine import Unsupported
+from zoogen.train.population.engine import NothingToCompileWith, Unsupported
 from zoogen.train.population.engines import ENGINES, Wanted, make_engine
+from zoogen.train.population.native.compiler import compiler_name
 from zoogen.train.population.remembered import machine, recall, remember
 from zoogen.train.population.speed import affordable, engine_seconds, few_training_samples, plain_seconds
 from zoogen.train.population.trainer import PopulationTrainer
@@ -159,7 +160,7 @@ def _question(choice: Choice) -> dict[str, Any]:
     job = choice.cohort.jobs[0]
     return describe_kind(job, choice.cohort.layout_id, choice.cohort.resources) | {
         "task": describe_task(job.task),
-        "machine": machine(choice.device),
+        "machine": machine(choice.device) | {"compiler": compiler_name()},
     }
 
 
@@ -192,6 +193,9 @@ def _tried(choice: Choice, name: str, plain: float) -> tuple[Program | None, str
         if problem := _disagreement(program, choice.cohort, choice.data, choice.device, choice.cache):
             choice.warn(_other_numbers(name, problem))
             return None, f"not used, since it computes other numbers ({problem})"
+    except NothingToCompileWith as why:
+        choice.warn(f"training may be many times slower than it could be: {why}")
+        return None, f"cannot train them ({why})"
     except Unsupported as why:
         return None, f"cannot train them ({why})"
     except (Incomplete, IntegrityError, EnvironmentFault):

@@ -21,6 +21,10 @@ class Unsupported(Exception):
     """An engine cannot train these models; the message says which layer or setting is why."""
 
 
+class NothingToCompileWith(Unsupported):
+    """The machine lacks a compiler: the same models would be trained faster where there is one."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Models at the end of an epoch, stacked; row m of every tensor is model m.

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoogen.core.canonical import canonical_json
 from zoogen.core.layout import Layout
 from zoogen.core.records import Job
-from zoogen.core.registry import ARCHITECTURES
 from zoogen.train.dropout import CounterDropout, replace_dropout
 from zoogen.train.population.engine import Rows
 from zoogen.train.population.native.arguments import Arguments
@@ -167,13 +165,11 @@ class Block:
 
 def dropout_rates(job: Job) -> tuple[float, ...]:
     """Rate of each dropout layer, in module order."""
-    architecture = job.architecture
-    identity = canonical_json(ARCHITECTURES.describe(architecture))
-    return _rates(identity, architecture, job.task.input_shape, job.task.outputs)
+    return _rates(job.architecture, job.task.input_shape, job.task.outputs)
 
 
 @lru_cache(maxsize=4096)
-def _rates(identity: bytes, architecture: Any, input_shape: tuple[int, ...], outputs: int) -> tuple[float, ...]:
+def _rates(architecture: Any, input_shape: tuple[int, ...], outputs: int) -> tuple[float, ...]:
     with torch.device("meta"):
         module = architecture.build(input_shape, outputs)
     replace_dropout(module)

@@ -13,7 +13,7 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from zoogen.train.population.engine import Unsupported
+from zoogen.train.population.engine import NothingToCompileWith, Unsupported
 
 log = logging.getLogger("zoogen")
 
@@ -38,14 +38,22 @@ def compiler() -> tuple[str, str]:
     """The C compiler's path and its version line; ``$CC`` goes first.
 
     Raises:
-        Unsupported: there is none.
+        NothingToCompileWith: there is none.
     """
     for name in filter(None, (os.environ.get("CC"), "cc", "gcc", "clang")):
         if path := shutil.which(name):
             shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
             if shown.returncode == 0:
                 return path, shown.stdout.splitlines()[0]
-    raise Unsupported("no C compiler was found (cc, gcc, clang or $CC); install one, e.g. apt install gcc")
+    raise NothingToCompileWith("no C compiler was found (cc, gcc, clang or $CC); install one, e.g. apt install gcc")
+
+
+def compiler_name() -> str | None:
+    """The compiler's version line, None without one."""
+    try:
+        return compiler()[1]
+    except NothingToCompileWith:
+        return None
 
 
 @lru_cache(maxsize=1)
