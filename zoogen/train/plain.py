@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from zoogen.core.contracts import TaskData
-from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.records import Checkpoint, Cohort, CohortState
+from zoogen.train.duties import check_layout, check_models, check_predictions, keeps_optimizer
 from zoogen.train.metrics import TRAINING_METRICS
 from zoogen.train.model import Snapshot, TrainedModel
 
@@ -28,15 +28,14 @@ class PlainTrainer:
             UserError: the device cannot do the precision asked for, or predictions do not fit uint8.
             IntegrityError: a model has another layout than the plan says.
         """
-        if cohort.recording.test_predictions and data.outputs > 256:
-            raise UserError(f"test predictions are stored as uint8, but the task has {data.outputs} classes")
+        check_predictions(cohort, data)
         self._cohort = cohort
         self._data = data
         self._device = torch.device(device)
         self._epoch = 0
         self._models = {j.model_id: TrainedModel(j, data, self._device, cohort.resources) for j in cohort.jobs}
         for model_id, model in self._models.items():
-            _check_layout(cohort, model_id, model)
+            check_layout(cohort, model_id, model.layout)
         self._kept = {model_id: model.snapshot(0, {}) for model_id, model in self._models.items()}
         self._diverged: dict[str, int] = {}
 
@@ -101,11 +100,7 @@ class PlainTrainer:
         Raises:
             IntegrityError: the state is of other models.
         """
-        if state.model_ids != self._cohort.model_ids:
-            raise IntegrityError(
-                f"the state to continue from holds {len(state.model_ids)} models, not the "
-                f"{len(self._cohort.jobs)} of cohort {self._cohort.cohort_id}; delete it to start the cohort anew"
-            )
+        check_models(self._cohort, state)
         self._epoch = state.epoch
         self._diverged = dict(state.diverged)
         for row, model_id in enumerate(state.model_ids):
@@ -123,16 +118,13 @@ class PlainTrainer:
         (epoch,) = {s.epoch for s in kept}
         recording = self._cohort.recording
         measured = [self._measure(m) for m in model_ids]
-        keeps_optimizer = recording.optimizer == "all" or (
-            recording.optimizer == "last" and bool(recording.epochs) and epoch == recording.epochs[-1]
-        )
         return Checkpoint(
             epoch=epoch,
             model_ids=model_ids,
             weights=_stack(s.weights for s in kept),
             side=_stack_side(kept),
             metrics={name: np.stack([row[name] for row, _ in measured]) for name in measured[0][0]},
-            optimizer=_stack_optimizer(kept) if keeps_optimizer else {},
+            optimizer=_stack_optimizer(kept) if keeps_optimizer(recording, epoch) else {},
             predictions=np.stack([p for _, p in measured]).astype(np.uint8) if recording.test_predictions else None,
         )
 
@@ -157,14 +149,6 @@ class PlainTrainer:
         }
         columns = {name: np.float64(value) for name, value in values.items()}
         return {**columns, "test_acc_per_class": test.acc_per_class}, test.predictions  # type: ignore[dict-item]
-
-
-def _check_layout(cohort: Cohort, model_id: str, model: TrainedModel) -> None:
-    if model.layout.layout_id != cohort.layout_id:
-        raise IntegrityError(
-            f"model {model_id}: its network has layout {model.layout.layout_id}, the plan says {cohort.layout_id}\n"
-            "the code of its architecture has changed since the zoo was planned; use the version that planned it"
-        )
 
 
 def _stack(rows: Iterable[Tensor]) -> np.ndarray:

@@ -6,13 +6,14 @@ The same streams and closed forms as the plain trainer's, so that both train the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoogen.core import streams
 from zoogen.core.records import Job
-from zoogen.train.schedules import Constant
+from zoogen.train.schedules import Constant, StepSettings
 
 
 def epoch_orders(jobs: Sequence[Job], epoch: int, samples: int) -> Tensor:
@@ -30,21 +31,20 @@ def learning_rates(
     jobs: Sequence[Job], first_step: int, steps: int, steps_per_epoch: int
 ) -> tuple[Tensor, Tensor | None]:
     """Learning rate and momentum (beta1 for Adam) of each step: float64 [M, S]; momentum None where none is set."""
-    rates, momenta = [], []
-    for job in jobs:
-        schedule, lr = job.training.schedule, job.training.optimizer.lr
+    # Models that share schedule, rate and epochs share their settings; they are computed once.
+    found: dict[tuple[Any, float, int], list[StepSettings]] = {}
+    keys = [(job.training.schedule, job.training.optimizer.lr, job.training.epochs) for job in jobs]
+    for key in set(keys):
+        schedule, lr, epochs = key
         if isinstance(schedule, Constant):
-            rates.append([lr] * steps)
-            continue
-        total = job.training.epochs * steps_per_epoch
-        settings = [schedule.at(s, lr, total, steps_per_epoch) for s in range(first_step, first_step + steps)]
-        rates.append([s.lr for s in settings])
-        momenta.append([s.momentum for s in settings])
-    moved = bool(momenta) and momenta[0][0] is not None
-    return (
-        torch.tensor(rates, dtype=torch.float64),
-        torch.tensor(momenta, dtype=torch.float64) if moved else None,
-    )
+            found[key] = [StepSettings(lr)] * steps
+        else:
+            numbers = range(first_step, first_step + steps)
+            found[key] = [schedule.at(s, lr, epochs * steps_per_epoch, steps_per_epoch) for s in numbers]
+    rates = torch.tensor([[s.lr for s in found[key]] for key in keys], dtype=torch.float64)
+    if found[keys[0]][0].momentum is None:
+        return rates, None
+    return rates, torch.tensor([[s.momentum for s in found[key]] for key in keys], dtype=torch.float64)
 
 
 def stream_keys(jobs: Sequence[Job], stream: streams.Stream) -> Tensor:
@@ -54,5 +54,6 @@ def stream_keys(jobs: Sequence[Job], stream: streams.Stream) -> Tensor:
 
 def step_keys(keys_M: Tensor, layer: int, first_step: int, steps: int) -> Tensor:
     """Subkeys of one layer for a run of steps: int64 [M, S]."""
-    places_S = (torch.arange(first_step, first_step + steps, dtype=torch.int64) << 16) + layer
-    return streams.bits(keys_M[:, None], places_S) & 0x7FFFFFFFFFFFFFFF | 1
+    keys = streams.subkey(keys_M[:, None], torch.arange(first_step, first_step + steps), layer)
+    assert isinstance(keys, Tensor)
+    return keys

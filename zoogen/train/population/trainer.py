@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from zoogen.core.contracts import PartName, TaskData
-from zoogen.core.errors import EnvironmentFault, IntegrityError, UserError
+from zoogen.core.errors import EnvironmentFault
 from zoogen.core.layout import describe_module
 from zoogen.core.modules import build_model
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job
+from zoogen.train.duties import check_layout, check_models, check_predictions, keeps_optimizer
 from zoogen.train.metrics import TRAINING_METRICS
 from zoogen.train.population.engine import Engine, Rows, Scores
 from zoogen.train.population.steps import learning_rates
@@ -36,8 +37,7 @@ class PopulationTrainer:
     """
 
     def __init__(self, cohort: Cohort, data: TaskData, device: str, engine: Engine, block: int | None = None) -> None:
-        if cohort.recording.test_predictions and data.outputs > 256:
-            raise UserError(f"test predictions are stored as uint8, but the task has {data.outputs} classes")
+        check_predictions(cohort, data)
         self._cohort = cohort
         self._data = data
         self._device = torch.device(device)
@@ -137,8 +137,8 @@ class PopulationTrainer:
             epoch=self._epoch,
             model_ids=self._cohort.model_ids,
             weights=_array(self._rows.weights),
-            side={name: _array(rows) for name, rows in self._rows.side.items()},
-            optimizer={name: _array(rows) for name, rows in sorted(self._rows.optimizer.items())},
+            side=_arrays(self._rows.side),
+            optimizer=_arrays(self._rows.optimizer),
             diverged=dict(self._diverged),
             last_finite=self.last_finite,
             training_metrics={name: values.copy() for name, values in self._measured.items()} if measured else {},
@@ -150,11 +150,7 @@ class PopulationTrainer:
         Raises:
             IntegrityError: the state is of other models.
         """
-        if state.model_ids != self._cohort.model_ids:
-            raise IntegrityError(
-                f"the state to continue from holds {len(state.model_ids)} models, not the "
-                f"{len(self._cohort.jobs)} of cohort {self._cohort.cohort_id}; delete it to start the cohort anew"
-            )
+        check_models(self._cohort, state)
 
         def tensor(rows: np.ndarray) -> Tensor:
             return torch.tensor(rows, device=self._device)
@@ -183,16 +179,13 @@ class PopulationTrainer:
         recording = self._cohort.recording
         metrics, predictions = self._measure(models, epoch)
         rows = self._rows.take(models)
-        keeps_optimizer = recording.optimizer == "all" or (
-            recording.optimizer == "last" and bool(recording.epochs) and epoch == recording.epochs[-1]
-        )
         return Checkpoint(
             epoch=epoch,
             model_ids=model_ids,
             weights=_array(rows.weights),
-            side={name: _array(own) for name, own in rows.side.items()},
+            side=_arrays(rows.side),
             metrics=metrics,
-            optimizer={name: _array(own) for name, own in sorted(rows.optimizer.items())} if keeps_optimizer else {},
+            optimizer=_arrays(rows.optimizer) if keeps_optimizer(recording, epoch) else {},
             predictions=predictions.astype(np.uint8) if recording.test_predictions else None,
         )
 
@@ -250,11 +243,7 @@ def initial_rows(cohort: Cohort, device: torch.device) -> tuple[Rows, int]:
     for job in cohort.jobs:
         module = build_model(job.architecture, job.task.input_shape, job.task.outputs, job.seeds.init)
         layout = describe_module(module)
-        if layout.layout_id != cohort.layout_id:
-            raise IntegrityError(
-                f"model {job.model_id}: its network has layout {layout.layout_id}, the plan says {cohort.layout_id}\n"
-                "the code of its architecture has changed since the zoo was planned; use the version that planned it"
-            )
+        check_layout(cohort, job.model_id, layout)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         weights.append(layout.flatten(tensors))
         side.append({dtype: layout.flatten(tensors, dtype) for dtype in layout.side_dtypes})
@@ -264,3 +253,7 @@ def initial_rows(cohort: Cohort, device: torch.device) -> tuple[Rows, int]:
 
 def _array(rows: Tensor) -> np.ndarray:
     return rows.detach().cpu().numpy().copy()
+
+
+def _arrays(rows: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: _array(own) for name, own in sorted(rows.items())}
