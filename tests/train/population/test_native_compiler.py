@@ -23,9 +23,10 @@ FUNCTIONS = {
 }
 
 
-def elementwise(name: str, cache, lanes: int = 8):
-    """A vector function of the prelude on a float32 array whose length is a multiple of 8."""
-    code = f"void run(const V *x, V *y, int64_t n) {{ for (int64_t i = 0; i < n; i++) y[i] = {name}(x[i]); }}"
+def elementwise(expression: str, cache, lanes: int = 8):
+    """An expression of the vector x, as a function on float32 arrays whose length is a multiple of 8."""
+    body = f"out[i] = {expression};"
+    code = f"void run(const V *in, V *out, int64_t n) {{ for (int64_t i = 0; i < n; i++) {{ V x = in[i]; {body} }} }}"
     library = load(prelude() + code, {"LANES": str(lanes)}, cache)
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -45,17 +46,27 @@ def test_vector_functions_are_within_four_units_in_the_last_place(name, tmp_path
     x = x[: 8 * (len(x) // 8)].contiguous()
     expected = reference(x.double())
     spacing = torch.from_numpy(np.spacing(np.abs(expected.float().numpy()))).double()
-    units = (elementwise(name, tmp_path)(x).double() - expected).abs() / spacing
+    units = (elementwise(f"{name}(x)", tmp_path)(x).double() - expected).abs() / spacing
     assert units.max() < 4
 
 
 def test_vector_functions_carry_infinities_and_nan(tmp_path):
     odd = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, 1e30, -1e30, 100.0, -100.0])
-    exp, tanh, erf = (elementwise(name, tmp_path)(odd) for name in ("vexp", "vtanh", "verf"))
+    exp, tanh, erf = (elementwise(f"{name}(x)", tmp_path)(odd) for name in ("vexp", "vtanh", "verf"))
     assert torch.equal(exp[[0, 1, 3, 4, 5, 6, 7]], torch.tensor([np.inf, 0, 1, np.inf, 0, np.inf, 0]).float())
     assert torch.equal(tanh[[0, 1, 3, 4, 5]], torch.tensor([1.0, -1, 0, 1, -1]))
     assert torch.equal(erf[[0, 1, 3, 4, 5]], torch.tensor([1.0, -1, 0, 1, -1]))
     assert all(f[2].isnan() for f in (exp, tanh, erf))
+
+
+def test_maxima_and_relu_pass_nan_on_and_do_not_make_any(tmp_path):
+    odd = torch.tensor([float("nan"), -float("inf"), float("inf"), -1.0, 0.0, 2.0, -0.0, 1e-30])
+    one = torch.tensor(1.0)
+    for expression in ("vmax(x, splat(1))", "vmax(splat(1), x)"):
+        found = elementwise(expression, tmp_path)(odd)
+        torch.testing.assert_close(found, torch.maximum(odd, one), equal_nan=True)
+    relu = elementwise("({ V y; activate(RELU, 0, &x, &y, 1); y; })", tmp_path)(odd)
+    torch.testing.assert_close(relu, torch.relu(odd), equal_nan=True)
 
 
 SOURCE = "int answer(void) { return 42; }"

@@ -11,7 +11,7 @@ enum { RELU = 0, TANH = 1, SIGMOID = 2, GELU = 3, LEAKY_RELU = 4, SILU = 5 };
 // out = f(in), n vectors.
 static void activate(int kind, real slope, const V *in, V *out, int64_t n) {
     switch (kind) {
-    case RELU: EACH_OF(n, sel(x > 0, x, x * 0)); // times 0, so that NaN stays NaN
+    case RELU: EACH_OF(n, sel(x <= 0, splat(0), x)); // NaN stays NaN
     case TANH: EACH_OF(n, vtanh(x));
     case SIGMOID: EACH_OF(n, 1 / (1 + vexp(-x)));
     case GELU: EACH_OF(n, x * (real)0.5 * (1 + verf(x * (real)M_SQRT1_2)));

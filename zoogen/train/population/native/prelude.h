@@ -48,7 +48,7 @@ typedef struct {
 
 INLINE V splat(real x) { return x - (V){0}; }
 INLINE V sel(M mask, V a, V b) { return (V)((mask & (M)a) | (~mask & (M)b)); }
-INLINE V vmax(V a, V b) { return sel(a > b, a, b); }
+INLINE V vmax(V a, V b) { return sel((a > b) | (a != a), a, b); } // NaN stays NaN, as in torch's pooling
 
 INLINE V lanes_of(const double *p) {
     V v;
