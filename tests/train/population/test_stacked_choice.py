@@ -13,6 +13,7 @@ from zoogen.core.errors import UserError
 from zoogen.train.optimizers import SGD
 from zoogen.train.population.stacked import choice
 from zoogen.train.population.stacked.engine import StackedEngine
+from zoogen.train.population.stacked.layers import TunedConvolution
 
 
 def network() -> nn.Module:
@@ -99,7 +100,7 @@ def test_a_kind_that_a_network_does_not_have_may_be_set(oracle):
 
 
 def test_measurements_are_remembered_by_size(engine, measured, tmp_path):
-    cache = tmp_path / "made" / "on-demand.json"
+    cache = tmp_path / "made" / "on-demand"
     found = variants(engine(models=7, cache=cache))
     measured.clear()
     assert variants(engine(models=7, cache=cache)) == found
@@ -108,48 +109,35 @@ def test_measurements_are_remembered_by_size(engine, measured, tmp_path):
     assert len(measured) == 4
     engine(models=7, batch_size=5, cache=cache)
     assert len(measured) == 8
-    assert len(json.loads(cache.read_text())["seconds"]) == 12
-    assert [p.name for p in cache.parent.iterdir()] == [cache.name]  # nothing temporary is left
+    assert len(list((cache / "choices").iterdir())) == 12
 
 
-DAMAGED = [
-    b"",
-    b"{",
-    b"\xff\xfe",
-    b"[]",
-    b'{"seconds": 3}',
-    b'{"seconds": {"a": {"b": "c"}}}',
-    b'{"seconds": {"a": 1}}',
-]
-
-
-@pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_file_is_told_once_and_written_anew(engine, measured, tmp_path, content, caplog):
-    cache = tmp_path / "cache.json"
-    cache.write_bytes(content)
-    found = variants(engine(cache=cache))
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"answer": 3}'])
+def test_a_damaged_measurement_is_told_once_and_made_anew(engine, measured, tmp_path, content, caplog):
+    found = variants(engine(cache=tmp_path))
+    damaged = sorted((tmp_path / "choices").iterdir())[0]
+    damaged.write_bytes(content)
+    measured.clear()
+    assert variants(engine(cache=tmp_path)) == found
+    assert len(measured) == 1
     assert [r.levelname for r in caplog.records].count("WARNING") == 1
-    assert "cache.json cannot be read and is written anew" in caplog.text
+    assert variants(engine(cache=tmp_path)) == found
+    assert len(measured) == 1
+
+
+def test_other_variants_are_measured_anew(engine, measured, tmp_path, monkeypatch):
+    engine(cache=tmp_path)
     measured.clear()
-    assert variants(engine(cache=cache)) == found
-    assert measured == []
+    monkeypatch.setattr(TunedConvolution, "variants", ("grouped", "loop"))
+    engine(cache=tmp_path)
+    assert len(measured) == 3
 
 
-def test_remembered_variants_of_another_version_are_measured_anew(engine, measured, tmp_path):
-    cache = tmp_path / "cache.json"
-    engine(cache=cache)
-    content = json.loads(cache.read_text())
-    content["seconds"] = {question: {"winograd": 1.0} for question in content["seconds"]}
-    cache.write_text(json.dumps(content))
-    measured.clear()
-    assert "winograd" not in variants(engine(cache=cache)).values()
-    assert len(measured) == 4
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning(engine, measured, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_costs_a_measurement_each_time(engine, measured, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    assert variants(engine(cache=tmp_path / "file" / "cache.json"))
-    assert "are not remembered" in caplog.text
+    for times in (1, 2):
+        assert variants(engine(cache=tmp_path / "file" / "cache"))
+        assert len(measured) == 4 * times
 
 
 def test_a_variant_that_does_not_fit_into_memory_is_left_out(engine, monkeypatch):

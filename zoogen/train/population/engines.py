@@ -52,7 +52,7 @@ def _stacked(wanted: Wanted) -> Engine:
         wanted.data,
         wanted.device,
         variants=wanted.variants,
-        cache=wanted.cache / "stacked.json",
+        cache=wanted.cache,
         models=wanted.models,
     )
 

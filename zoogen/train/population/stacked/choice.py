@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoogen.core.errors import UserError, suggest
+from zoogen.train.population.remembered import machine, recall, remember
 from zoogen.train.population.stacked.graph import Replayed
 from zoogen.train.population.stacked.layers import Tuned
 from zoogen.train.precision import matrix_arithmetic, mixed
@@ -40,25 +39,25 @@ def choose(
     Args:
         wanted: Variant by layer name, or by kind (``conv1d``, ``conv2d``, ``max_pool``).
         models, batch: Sizes to measure for; samples of one forward pass.
+        cache: Folder of what was measured before.
 
     Raises:
         UserError: ``wanted`` names an unknown layer, kind or variant.
     """
     _check(tuned, wanted)
-    known = Remembered(cache)
     told = []
     for layer in tuned:
         if variant := wanted.get(layer.name) or wanted.get(layer.kind):
             layer.variant = variant
         elif layer.seen is not None:
             question = _question(layer, models, batch, precision, device)
-            seconds = known.get(question, layer.variants)
+            seconds = None if cache is None else recall(cache, question)
             if seconds is None:
                 seconds = _measure(layer, models, batch, precision, device)
-                known.put(question, seconds)
+                if cache is not None:
+                    remember(cache, question, seconds)
             layer.variant = min(seconds, key=lambda name: seconds[name])
             told.append(f"{layer.name} {', '.join(f'{n} {s * 1e3:.2f} ms' for n, s in _ranked(seconds))}")
-    known.save()
     if told:
         log.info("stacked layers for %d models, batch %d on %s: %s", models, batch, device.type, "; ".join(told))
 
@@ -83,14 +82,17 @@ def _check(tuned: Sequence[Tuned], wanted: Mapping[str, str]) -> None:
 _KINDS = ("conv1d", "conv2d", "max_pool")
 
 
-def _question(layer: Tuned, models: int, batch: int, precision: str, device: torch.device) -> str:
-    """All that the answer depends on, as text."""
-    place = f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    if device.type == "cuda":
-        place = torch.cuda.get_device_name(device)
-    order = "in order" if layer.in_order else "in any order"
-    sizes = f"{models} models, batch {batch}, {precision}, {order}"
-    return f"{layer} {layer.seen}, {sizes}, {place}, torch {torch.__version__}"
+def _question(layer: Tuned, models: int, batch: int, precision: str, device: torch.device) -> dict[str, Any]:
+    """All that the answer depends on."""
+    return {
+        "layer": f"{layer} {layer.seen}",
+        "variants": list(layer.variants),
+        "in_order": layer.in_order,
+        "models": models,
+        "batch": batch,
+        "precision": precision,
+        "machine": machine(str(device)),
+    }
 
 
 def _measure(layer: Tuned, models: int, batch: int, precision: str, device: torch.device) -> dict[str, float]:
@@ -150,50 +152,3 @@ def _timed(run: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
-
-
-class Remembered:
-    """Measured seconds by question, kept in a JSON file; an unreadable one is replaced, with a warning."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._new: dict[str, dict[str, float]] = {}
-        self._answers: dict[str, dict[str, float]] = {}
-        if path is not None and path.exists():
-            try:
-                self._answers = _read(path)
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-                log.warning("%s cannot be read and is written anew: %s: %s", path, type(error).__name__, error)
-
-    def get(self, question: str, variants: Sequence[str]) -> dict[str, float] | None:
-        """Seconds per variant, or None where not all that is known to be there makes sense."""
-        answer = self._answers.get(question)
-        return answer if answer and set(answer) <= set(variants) else None
-
-    def put(self, question: str, seconds: dict[str, float]) -> None:
-        self._new[question] = seconds
-
-    def save(self) -> None:
-        """Write what was added; whole or not at all."""
-        if self._path is None or not self._new:
-            return
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            self._answers |= _read(self._path)  # what others wrote meanwhile
-        content = {"seconds": dict(sorted({**self._answers, **self._new}.items()))}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=self._path.parent, prefix=self._path.name, delete=False
-            ) as file:
-                json.dump(content, file, indent=1)
-            Path(file.name).replace(self._path)
-        except OSError as error:
-            log.warning("measured variants are not remembered: %s: %s", self._path, error)
-
-
-def _read(path: Path) -> dict[str, dict[str, float]]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        str(question): {str(name): float(seconds) for name, seconds in answer.items()}
-        for question, answer in content["seconds"].items()
-    }

@@ -44,7 +44,7 @@ class StackedEngine:
         device: Where.
         variants: Which variant of a layer to use, by layer name (as ``describe()["variants"]`` gives them, to compute
             the same again) or by kind: ``{"conv2d": "unfold", "max_pool": "slices"}``. The others are measured.
-        cache: JSON file of what was measured before.
+        cache: Folder of what was measured before.
         models: Models of a block to measure for.
 
     Raises:
