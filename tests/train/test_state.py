@@ -1,7 +1,12 @@
 """A cohort that is stopped, carried elsewhere as arrays and continued is the one that never stopped."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from zoogen.core.errors import IntegrityError
 from zoogen.core.records import Recording
@@ -121,3 +126,40 @@ def test_a_state_of_other_models_is_refused(setup):
     trainer = setup.trainer(setup.job(1))
     with pytest.raises(IntegrityError, match="models"):
         trainer.restore(setup.trainer(setup.job(2)).state())
+
+
+class Counting(nn.Module):
+    """Counts its batches in a buffer that each forward pass replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x):
+        if self.training:
+            self.seen = self.seen + 1
+        return self.fc(x.flatten(1)) * (1 + self.seen / 100)
+
+
+@dataclass(frozen=True)
+class CountingNet:
+    registered_name: ClassVar[str] = "counting"
+    per_model: ClassVar[frozenset[str]] = frozenset()
+    runs_code: ClassVar[bool] = False
+
+    def build(self, input_shape, outputs):
+        return Counting()
+
+
+def test_a_buffer_that_the_network_replaces_is_stored_and_restored(setup, same_state):
+    job = setup.job(architecture=CountingNet())
+    through = setup.trainer(job)
+    through.train_epoch(never)
+    state = through.state()
+    assert state.weights[0, -1] == 7  # 64 samples in batches of 10
+    other = setup.trainer(job)
+    other.restore(state)
+    other.train_epoch(never)
+    through.train_epoch(never)
+    same_state(other.state(), through.state())

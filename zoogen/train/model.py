@@ -77,9 +77,13 @@ class TrainedModel:
                 # A new key each step would compile a new program each step.
                 layer.masks.draw = torch.compiler.disable(layer.masks.draw)  # type: ignore[method-assign]
             self._forward = torch.compile(module)
-        self._tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-        self._parameters = [self._tensors[e.name] for e in self.layout.entries if e.trainable]
+        tensors = self._tensors()
+        self._parameters = [tensors[e.name] for e in self.layout.entries if e.trainable]
         self._start_optimizer()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """By name, as they are now: a network may have put a new tensor into the place of a buffer."""
+        return dict(self.module.named_parameters()) | dict(self.module.named_buffers())
 
     def _start_optimizer(self) -> None:
         training = self.job.training
@@ -211,10 +215,11 @@ class TrainedModel:
         if self._scaler.is_enabled() and epoch > 0:
             scaler = self._scaler.state_dict()
             optimizer["grad_scaler"] = torch.tensor([scaler["scale"], scaler["_growth_tracker"]], dtype=torch.float32)
+        tensors = self._tensors()
         return Snapshot(
             epoch=epoch,
-            weights=self.layout.flatten(self._tensors),
-            side={dtype: self.layout.flatten(self._tensors, dtype) for dtype in self.layout.side_dtypes},
+            weights=self.layout.flatten(tensors),
+            side={dtype: self.layout.flatten(tensors, dtype) for dtype in self.layout.side_dtypes},
             optimizer=optimizer,
             metrics=metrics,
         )
@@ -222,9 +227,10 @@ class TrainedModel:
     @torch.no_grad()
     def load(self, snapshot: Snapshot) -> None:
         """Stand where ``snapshot`` was taken."""
+        tensors = self._tensors()
         for name, value in self.layout.unflatten({"float32": snapshot.weights, **snapshot.side}).items():
-            if name in self._tensors:  # named_parameters leaves out the further names of tied tensors
-                self._tensors[name].copy_(value)
+            if name in tensors:  # named_parameters leaves out the further names of tied tensors
+                tensors[name].copy_(value)
         self._start_optimizer()
         rows = dict(snapshot.optimizer)
         scaler = rows.pop("grad_scaler", None)

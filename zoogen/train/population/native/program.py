@@ -130,12 +130,10 @@ class Source:
     Attributes:
         text: The program, without the prelude.
         scratch: Vectors of scratch memory.
-        chunk: Samples that pass through the network together.
     """
 
     text: str
     scratch: int
-    chunk: int
 
 
 def prelude() -> str:
@@ -201,7 +199,7 @@ class _Writer:
                 _ENTRY_POINTS,
             ]
         )
-        return Source(text, self._memory.vectors, self._chunk)
+        return Source(text, self._memory.vectors)
 
     def _weight(self, o: Operation, role: str) -> str:
         return f"w + {self._offsets[o.tensors[role]]}" if role in o.tensors else "0"
