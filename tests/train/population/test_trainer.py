@@ -66,6 +66,25 @@ def test_a_model_is_the_same_bytes_alone_in_three_and_in_three_hundred(setup, sm
     assert len(np.unique(many.weights[:, 0])) == 300
 
 
+@pytest.mark.parametrize("first_with", [0, 12])
+def test_momentum_is_kept_in_whichever_block_of_a_cohort_it_occurs(setup, population, first_with):
+    """Lanes are filled in order, so one block has no momentum at all and another has nothing else."""
+    with_it = [setup.job(seed, optimizer=SGD(lr=0.1, momentum=0.9)) for seed in range(first_with, first_with + 20)]
+    without = [setup.job(seed, optimizer=SGD(lr=0.1)) for seed in range(40, 60)]
+    many = trained(population(*(with_it + without if first_with == 0 else without + with_it)), 3)
+    for own, place in ((with_it[-1], 19 if first_with == 0 else 39), (without[-1], 39 if first_with == 0 else 19)):
+        alone = trained(population(own), 3)
+        assert alone.weights[0].tobytes() == many.weights[place].tobytes()
+        kept = alone.optimizer.get("momentum_buffer", np.zeros((1, many.optimizer["momentum_buffer"].shape[1])))
+        np.testing.assert_array_equal(many.optimizer["momentum_buffer"][place], kept[0])
+
+
+def test_a_model_without_dropout_is_the_same_bytes_beside_one_that_drops(setup, small_net, population):
+    plain = setup.job(0, optimizer=Adam(lr=0.01))
+    dropping = setup.job(1, optimizer=Adam(lr=0.01), architecture=small_net(dropout=0.5))
+    assert_same_model(trained(population(plain)), 0, trained(population(dropping, plain)), 1)
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("norm", [False, True])
 def test_it_trains_the_plain_trainers_models(setup, small_net, small_data, population, norm, augmented):

@@ -133,10 +133,15 @@ class NativeEngine:
 
         parts = self._each_block(program.lanes, len(jobs), train)
         after = [own for own, _ in parts]
+        # A block whose models have no momentum keeps no buffer for it; stored, that is zeros.
+        widths = {name: own.shape[1] for r in after for name, own in r.optimizer.items()}
         return Rows(
             torch.cat([r.weights for r in after]),
             {name: torch.cat([r.side[name] for r in after]) for name in after[0].side},
-            {name: torch.cat([r.optimizer[name] for r in after]) for name in after[0].optimizer},
+            {
+                name: torch.cat([r.optimizer.get(name, r.weights.new_zeros(len(r), width)) for r in after])
+                for name, width in widths.items()
+            },
         ), {name: torch.cat([measured[name] for _, measured in parts]) for name in parts[0][1]}
 
     def _each_block(self, lanes: int, models: int, work: Callable[[Sequence[int]], Result]) -> list[Result]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -145,7 +145,8 @@ def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
     """The program of a graph; weights lie as in the layout's rows, one vector per element."""
     if any(o.kind == "batch_norm" for o in graph.operations):
         return _Writer(graph, layout, settings, settings.micro_batch).write()
-    per_sample = _Writer(graph, layout, settings, chunk=1).write().scratch
+    # As if some model dropped something, so that a model's sums do not depend on whether its neighbours do.
+    per_sample = _Writer(graph, layout, replace(settings, dropout=True), chunk=1).write().scratch
     chunk = min(settings.batch_size, max(1, CACHE_VECTORS // per_sample))
     return _Writer(graph, layout, settings, chunk).write()
 
