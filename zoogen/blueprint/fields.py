@@ -51,7 +51,7 @@ def fields_of(cls: type) -> Mapping[str, FieldSpec]:
     docs = attribute_docs(cls)
     found = {}
     for field in dataclasses.fields(cls):
-        if not field.init:
+        if not field.init or not field.metadata.get("blueprint", True):
             continue
         default = MISSING if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:

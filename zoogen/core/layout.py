@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 TensorRole = Literal["weight", "bias", "norm_scale", "norm_shift", "running_statistic", "buffer", "parameter"]
 
 
+PRUNABLE = frozenset({"Linear", "NonDynamicallyQuantizableLinear", "Conv1d", "Conv2d", "Conv3d"})
+"""Types of modules whose weights sparsification removes."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor of a model.
@@ -77,6 +81,21 @@ class Layout:
     def side_dtypes(self) -> tuple[str, ...]:
         """Dtypes stored beside ``weights``, sorted."""
         return tuple(sorted({e.dtype for e in self.entries} - {"float32"}))
+
+    @cached_property
+    def prunable(self) -> tuple[Entry, ...]:
+        """The tensors whose elements sparsification removes: trained weights of convolutions and linear layers.
+
+        Biases, norms and embeddings are not among them. Their elements, in this order, are what a mask counts.
+        """
+        return tuple(e for e in self.entries if e.trainable and e.role == "weight" and e.module in PRUNABLE)
+
+    @cached_property
+    def prunable_places(self) -> np.ndarray:
+        """Positions in a float32 row of all prunable elements, int64 [W]."""
+        import numpy as np
+
+        return np.concatenate([np.arange(0), *(np.arange(e.offset, e.offset + e.size) for e in self.prunable)])
 
     def row_size(self, dtype: str) -> int:
         return sum(e.size for e in self.entries if e.dtype == dtype)

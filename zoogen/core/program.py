@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from zoogen.core.frozen import FrozenDict
 from zoogen.core.records import Job, Resources
-from zoogen.core.registry import ARCHITECTURES, OPTIMIZERS, Registry
+from zoogen.core.registry import ARCHITECTURES, OPTIMIZERS, SPARSIFIERS, Registry
 
 TrainerName = Literal["plain", "population"]
 
@@ -74,7 +74,8 @@ def describe_kind(job: Job, layout_id: str, resources: Resources) -> dict[str, A
     the halves of one that was split too, go on with the same arithmetic.
     """
     training = job.training
-    return {
+    sparse = {} if training.sparsify is None else {"sparsify": _in_common(SPARSIFIERS, training.sparsify)}
+    return sparse | {
         "layout": layout_id,
         "architecture": _in_common(ARCHITECTURES, job.architecture),
         "input_shape": list(job.task.input_shape),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
 
-from zoogen.core.registry import OPTIMIZERS, SCHEDULES
+from zoogen.core.registry import OPTIMIZERS, SCHEDULES, SPARSIFIERS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Training:
             before one optimizer step. Changes memory, and batch-norm statistics, not the number of steps.
         precision: ``float32``; ``tf32`` matrix products; or automatic mixed precision in ``bfloat16``/``float16``
             (weights and optimizer stay float32; float16 scales the loss).
+        sparsify: An entry of ``SPARSIFIERS``: which weights are removed before and while it trains; None: none. No key
+            of a blueprint: twin recipes set it.
     """
 
     epochs: Annotated[int, Ge(1)]
@@ -35,6 +37,7 @@ class Training:
     clip_norm: Annotated[float, Gt(0)] | None = None
     micro_batch: Annotated[int, Ge(1)] | None = None
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    sparsify: Any = field(default=None, metadata={"blueprint": False})
 
     per_model: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
     """Fields that may differ between models trained together in one cohort."""
@@ -51,8 +54,10 @@ class Training:
             "optimizer": OPTIMIZERS.describe(self.optimizer),
             "schedule": SCHEDULES.describe(self.schedule),
         }
-        if self.schedule.shaped_by_epochs:
+        if self.schedule.shaped_by_epochs or (self.sparsify is not None and self.sparsify.shaped_by_epochs):
             found["epochs"] = self.epochs
+        if self.sparsify is not None:
+            found["sparsify"] = SPARSIFIERS.describe(self.sparsify)
         for name, default in (
             ("label_smoothing", 0.0),
             ("clip_norm", None),

@@ -78,14 +78,16 @@ class Recording:
     Attributes:
         epochs: Checkpoint epochs, ascending, none above the training's epochs; 0 is the initial state.
         optimizer: Optimizer states of no checkpoint, of the last one, or of all.
-        test_predictions: Keep the argmax of every test sample (uint8; at most 256 classes).
+        test_predictions: Keep the argmax of every test sample (uint8; int32 beyond 256 classes).
         evaluate_train: Also evaluate on the first n training samples of the split (0: do not; -1: all of them).
+        log_alpha: Keep log alpha of every weight, for twins by variational dropout.
     """
 
     epochs: tuple[int, ...]
     optimizer: KeepOptimizer = "last"
     test_predictions: bool = False
     evaluate_train: int = 0
+    log_alpha: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class CohortState:
         last_finite: model_id -> epoch of the row kept, for diverged models.
         training_metrics: float64 [M] by name: what was measured while the epoch of each row ran, and cannot be found
             again from its weights (``zoogen.train.metrics.TRAINING_METRICS``); empty at epoch 0.
+        kept: bool [M, W], which prunable weights are left (``Layout.prunable``), for models that are pruned;
+            weight and optimizer state of the others are 0.
     """
 
     epoch: int
@@ -135,6 +139,7 @@ class CohortState:
     diverged: Mapping[str, int] = field(default_factory=dict)
     last_finite: Mapping[str, int] = field(default_factory=dict)
     training_metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    kept: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,9 @@ class Checkpoint:
         metrics: One value per row and name, float64 [rows] (NaN: not measured), or [rows, C] for per-class values.
             Names: see ``zoogen.train.metrics``.
         optimizer: As in CohortState; empty unless the recording keeps it at this epoch.
-        predictions: uint8 [rows, N_test], the argmax of each test sample, or None.
+        predictions: uint8 [rows, N_test] (int32 for more than 256 classes), the argmax of each test sample, or None.
+        kept: bool [rows, W], which prunable weights are left, for sparse twins; the others are 0 in ``weights``.
+        log_alpha: float32 [rows, W] of variational dropout, where the recording keeps it.
     """
 
     epoch: int
@@ -159,3 +166,5 @@ class Checkpoint:
     metrics: Mapping[str, np.ndarray]
     optimizer: Mapping[str, np.ndarray] = field(default_factory=dict)
     predictions: np.ndarray | None = None
+    kept: np.ndarray | None = None
+    log_alpha: np.ndarray | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Stream = Literal["init", "order", "augment", "dropout"]
+Stream = Literal["init", "order", "augment", "dropout", "noise", "mask"]
 
 _MASK32 = 0xFFFFFFFF
 

@@ -100,7 +100,8 @@ class Shards:
         found = [first.shape[1] for first in samples if first is not None]
         if len(found) < len(samples) or not found:
             return None
-        out = np.empty((len(states), found[0]), np.uint8)
+        kind = np.result_type(*(first.dtype for first in samples if first is not None))
+        out = np.empty((len(states), found[0]), kind)
         self._each(states, max(1, found[0]), lambda reader, rows: reader.predictions(rows), out)
         return out
 

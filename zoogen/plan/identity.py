@@ -28,7 +28,7 @@ def settings_identity(architecture: Any, task: Any, training: Training) -> dict[
         ("training", training.identity()),
     ):
         for key, value in described.items():
-            if section == "training" and key in ("optimizer", "schedule"):
+            if section == "training" and key in ("optimizer", "schedule", "sparsify"):
                 flat |= {f"training.{key}.{k}": v for k, v in value.items()}
             else:
                 flat[f"{section}.{key}"] = value

@@ -25,7 +25,9 @@ def settings(group: Group) -> dict[str, Any]:
         found |= {f"{section}.{f.name}": getattr(entry, f.name) for f in dataclasses.fields(entry)}
     for field in dataclasses.fields(group.training):
         value = getattr(group.training, field.name)
-        if field.name in ("optimizer", "schedule"):
+        if field.name in ("optimizer", "schedule", "sparsify"):
+            if value is None:
+                continue
             found[f"training.{field.name}.name"] = value.registered_name
             found |= {f"training.{field.name}.{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
         else:

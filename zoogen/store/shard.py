@@ -108,12 +108,22 @@ def _write(
     last_finite: Mapping[str, int],
 ) -> ShardInfo:
     width = max(len(m) for m in cohort.model_ids)
-    stacks = {"weights": rows.stack(lambda c: c.weights, "float32", layout.parameters), **rows.keys(width)}
+    # Only rows full of zeros compress: those of sparse twins.
+    sparse = any(c.kept is not None for c in rows.checkpoints)
+    weights = rows.stack(lambda c: c.weights, "float32", layout.parameters, deflate=sparse)
+    stacks = {"weights": weights, **rows.keys(width)}
     for dtype in layout.side_dtypes:
         stacks[f"side/{dtype}"] = rows.stack(_entry("side", dtype), dtype, layout.row_size(dtype))
-    predicted = {c.predictions.shape[1] for c in rows.checkpoints if c.predictions is not None}
-    for samples in predicted:
-        stacks["test_predictions"] = rows.stack(lambda c: c.predictions, "uint8", samples, deflate=True)
+    predicted = {
+        (c.predictions.dtype.name, c.predictions.shape[1]) for c in rows.checkpoints if c.predictions is not None
+    }
+    for dtype, samples in predicted:
+        stacks["test_predictions"] = rows.stack(lambda c: c.predictions, dtype, samples, deflate=True)
+    prunable = len(layout.prunable_places)
+    if any(c.kept is not None for c in rows.checkpoints):
+        stacks["kept"] = rows.stack(_packed, "uint8", -(-prunable // 8), deflate=True)
+    if any(c.log_alpha is not None for c in rows.checkpoints):
+        stacks["log_alpha"] = rows.stack(lambda c: c.log_alpha, "float32", prunable, deflate=True)
     write_stacks(folder / WEIGHTS_FILE, stacks, rows.per_epoch())
     datasets = {WEIGHTS_FILE: _describe(stacks, len(rows))}
     kept = rows.of([c for c in rows.checkpoints if c.optimizer])
@@ -165,6 +175,11 @@ def _publish(temporary: Path, final: Path, info: ShardInfo) -> ShardInfo:
 
 def _entry(part: str, name: str) -> Callable[[Checkpoint], np.ndarray | None]:
     return lambda checkpoint: getattr(checkpoint, part).get(name)
+
+
+def _packed(checkpoint: Checkpoint) -> np.ndarray | None:
+    """The mask as bits, the first weight's the highest of the first byte: uint8 [rows, ceil(W / 8)]."""
+    return None if checkpoint.kept is None else np.packbits(checkpoint.kept, axis=1)
 
 
 def _optimizer_stacks(rows: Rows) -> dict[str, Stack]:

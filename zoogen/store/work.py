@@ -223,6 +223,7 @@ def _newest(folder: Path) -> int:
 
 
 _PARTS = ("side", "metrics", "optimizer")
+_WHERE_KEPT = ("predictions", "kept", "log_alpha")
 _STATE_PARTS = ("side", "optimizer", "training_metrics")
 
 
@@ -236,9 +237,10 @@ def _pack_checkpoints(checkpoints: Sequence[Checkpoint]) -> bytes:
             arrays = getattr(checkpoint, part)
             about[part] = list(arrays)  # safetensors sorts its tensors; the order of the columns is kept here
             tensors |= {f"{i}/{part}/{name}": array for name, array in arrays.items()}
-        about["predictions"] = checkpoint.predictions is not None
-        if checkpoint.predictions is not None:
-            tensors[f"{i}/predictions"] = checkpoint.predictions
+        about |= {name: getattr(checkpoint, name) is not None for name in _WHERE_KEPT}
+        for name in _WHERE_KEPT:
+            if (array := getattr(checkpoint, name)) is not None:
+                tensors[f"{i}/{name}"] = array
         described.append(about)
     return _pack(tensors, {"checkpoints": described})
 
@@ -250,7 +252,7 @@ def _unpack_checkpoints(data: bytes) -> list[Checkpoint]:
             epoch=one["epoch"],
             model_ids=tuple(one["model_ids"]),
             weights=tensors[f"{i}/weights"],
-            predictions=tensors[f"{i}/predictions"] if one["predictions"] else None,
+            **{name: tensors[f"{i}/{name}"] if one.get(name) else None for name in _WHERE_KEPT},
             **{part: {name: tensors[f"{i}/{part}/{name}"] for name in one[part]} for part in _PARTS},
         )
         for i, one in enumerate(about["checkpoints"])
@@ -269,6 +271,8 @@ def _pack_state(state: CohortState, layout_id: str) -> bytes:
     for part in _STATE_PARTS:
         about[part] = list(getattr(state, part))
         tensors |= {f"{part}/{name}": array for name, array in getattr(state, part).items()}
+    if state.kept is not None:
+        tensors["kept"] = state.kept
     return _pack(tensors, about)
 
 
@@ -282,6 +286,7 @@ def _unpack_state(data: bytes, cohort: Cohort) -> CohortState:
         weights=tensors["weights"],
         diverged=about["diverged"],
         last_finite=about["last_finite"],
+        kept=tensors.get("kept"),
         **{part: {name: tensors[f"{part}/{name}"] for name in about[part]} for part in _STATE_PARTS},
     )
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from zoogen.core.contracts import TaskData
-from zoogen.core.errors import IntegrityError, UserError
+import numpy as np
+
+from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.core.records import Cohort, CohortState, Recording
 
 
-def check_predictions(cohort: Cohort, data: TaskData) -> None:
-    """Refuse to keep predictions that do not fit their type.
-
-    Raises:
-        UserError: there are more than 256 classes.
-    """
-    if cohort.recording.test_predictions and data.outputs > 256:
-        raise UserError(f"test predictions are stored as uint8, but the task has {data.outputs} classes")
+def as_stored(predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Predicted classes in the type in which they are stored: uint8, or int32 where there are more than 256."""
+    return predictions.astype(np.uint8 if classes <= 256 else np.int32)
 
 
 def check_layout(cohort: Cohort, model_id: str, layout: Layout) -> None:

@@ -13,13 +13,16 @@ from zoogen.core import streams
 from zoogen.core.contracts import PartName, TaskData
 from zoogen.core.errors import EnvironmentFault, Incomplete, UserError
 from zoogen.core.layout import Layout, describe_module
-from zoogen.core.modules import build_model
 from zoogen.core.records import Job, Resources
 from zoogen.train.dropout import DropoutStream, replace_dropout
 from zoogen.train.evaluate import Evaluation, evaluate
 from zoogen.train.generators import borrowed_generators, seed_generators
+from zoogen.train.network import build_network
 from zoogen.train.optimizer_state import flat_state, load_flat_state
 from zoogen.train.precision import check_precision, loss_scale, matrix_arithmetic, mixed
+from zoogen.train.sparsify.masks import first_mask
+from zoogen.train.sparsify.noise import NoiseStream
+from zoogen.train.sparsify.variational import kl_term, variational_layers
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Snapshot:
         side: Rows of the other dtypes.
         optimizer: Flat optimizer state by name (``optimizer_state``), and ``grad_scaler`` [2] for float16.
         metrics: ``TRAINING_METRICS`` of this epoch; empty at epoch 0.
+        kept: bool [W], which prunable weights are left, for a model that is pruned.
     """
 
     epoch: int
@@ -39,6 +43,7 @@ class Snapshot:
     side: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    kept: Tensor | None = None
 
     @property
     def finite(self) -> bool:
@@ -50,7 +55,6 @@ class TrainedModel:
     """Trains one job epoch by epoch; each epoch depends on the state before it and its number only."""
 
     def __init__(self, job: Job, data: TaskData, device: torch.device, resources: Resources) -> None:
-        assert not job.parents, "models that start from a parent's checkpoint have no trainer yet"
         check_precision(job.training.precision, device)
         self.job = job
         self._data = data
@@ -59,11 +63,13 @@ class TrainedModel:
         self._compiled = resources.compile
         self.steps_per_epoch = job.training.steps_per_epoch(data.size("train"))
 
-        module = build_model(job.architecture, job.task.input_shape, job.task.outputs, job.seeds.init)
+        module = build_network(job)
         self.layout = describe_module(module)
         _check_trainable(self.layout)
         dropouts = replace_dropout(module)
         self._dropout = DropoutStream(job.seeds.dropout, dropouts, device)
+        self._noisy = variational_layers(module)
+        self._noise = NoiseStream(job.seeds.dropout, [layer.noise for layer in self._noisy])
         self._order_key = streams.stream_key(job.seeds.order, "order")
         self._augment_key_1 = torch.tensor([streams.stream_key(job.seeds.augment, "augment")], device=device)
 
@@ -73,13 +79,17 @@ class TrainedModel:
         self.module: nn.Module = module
         self._forward: Callable[[Tensor], Tensor] = module
         if self._compiled:
+            # A new key each step would compile a new program each step.
             for layer in dropouts:
-                # A new key each step would compile a new program each step.
                 layer.masks.draw = torch.compiler.disable(layer.masks.draw)  # type: ignore[method-assign]
+            for layer in self._noisy:
+                layer.noise.draw = torch.compiler.disable(layer.noise.draw)
             self._forward = torch.compile(module)
         tensors = self._tensors()
         self._parameters = [tensors[e.name] for e in self.layout.entries if e.trainable]
         self._start_optimizer()
+        kept = first_mask(job, self.layout, self.layout.flatten(tensors).cpu().numpy())
+        self._set_mask(None if kept is None else torch.from_numpy(kept))
 
     def _tensors(self) -> dict[str, Tensor]:
         """By name, as they are now: a network may have put a new tensor into the place of a buffer."""
@@ -92,6 +102,18 @@ class TrainedModel:
             self._optimizer, training.epochs * self.steps_per_epoch, self.steps_per_epoch
         )
         self._scaler = loss_scale(training.precision, self._device)
+
+    @torch.no_grad()
+    def _set_mask(self, kept_W: Tensor | None) -> None:
+        """From now on the weights that are not kept are 0, and stay so."""
+        self._kept = kept_W
+        self._masks: dict[str, Tensor] = {}
+        if kept_W is not None:
+            tensors = self._tensors()
+            parts = kept_W.split([e.size for e in self.layout.prunable])
+            for e, part in zip(self.layout.prunable, parts, strict=True):
+                self._masks[e.name] = part.view(e.shape).to(tensors[e.name])
+                tensors[e.name].mul_(self._masks[e.name])
 
     @property
     def first_learning_rate(self) -> float:
@@ -127,6 +149,8 @@ class TrainedModel:
         first_step = epoch * self.steps_per_epoch
         steps_S = torch.arange(first_step, first_step + self.steps_per_epoch, device=self._device)
         self._dropout.prepare(first_step, self.steps_per_epoch)
+        self._noise.prepare(first_step, self.steps_per_epoch)
+        penalty = self._kl_weight(epoch)
         losses, classes = [], []
         norm: Tensor | float = math.nan
         self.module.train()
@@ -136,6 +160,7 @@ class TrainedModel:
                 if should_stop():
                     raise Incomplete(f"model {self.job.model_id} was stopped in epoch {epoch + 1}")
                 self._dropout.start_step(step)
+                self._noise.start_step(step)
                 self._schedule.apply(step)
                 inputs_1B = inputs.index_select(0, rows_B)[None]
                 step_1 = steps_S[step - first_step : step - first_step + 1]
@@ -143,6 +168,8 @@ class TrainedModel:
                 losses_B, classes_B = self._backward(inputs_B, targets_B)
                 losses += losses_B
                 classes += classes_B
+                if penalty:
+                    self._scaler.scale(penalty * kl_term(self._noisy)).backward()
                 norm = self._update(want_norm=step + 1 == first_step + self.steps_per_epoch)
         # One synchronisation per epoch; the mean over samples weighs batches by their size.
         return {
@@ -151,6 +178,10 @@ class TrainedModel:
             "learning_rate": self._schedule.at(first_step + self.steps_per_epoch - 1).lr,
             "grad_norm": float(norm),
         }
+
+    def _kl_weight(self, epoch: int) -> float:
+        method, epochs = self.job.training.sparsify, self.job.training.epochs
+        return method.kl_weight(epoch, epochs, self._data.size("train")) if self._noisy else 0.0
 
     def _backward(self, inputs_B: Tensor, targets_B: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of the mean loss of a batch, micro-batch by micro-batch; the losses and classes of its samples."""
@@ -175,6 +206,12 @@ class TrainedModel:
         """One optimizer step; the norm of its gradient before clipping where it is wanted or needed, else NaN."""
         clip = self.job.training.clip_norm
         norm: Tensor | float = math.nan
+        if self._masks:
+            tensors = self._tensors()
+            for name, mask in self._masks.items():
+                gradient = tensors[name].grad
+                if gradient is not None:
+                    gradient.mul_(mask)
         if clip is not None or want_norm:
             self._scaler.unscale_(self._optimizer)
             gradients = [p.grad for p in self._parameters if p.grad is not None]
@@ -222,6 +259,7 @@ class TrainedModel:
             side={dtype: self.layout.flatten(tensors, dtype) for dtype in self.layout.side_dtypes},
             optimizer=optimizer,
             metrics=metrics,
+            kept=self._kept,
         )
 
     @torch.no_grad()
@@ -231,6 +269,7 @@ class TrainedModel:
         for name, value in self.layout.unflatten({"float32": snapshot.weights, **snapshot.side}).items():
             if name in tensors:  # named_parameters leaves out the further names of tied tensors
                 tensors[name].copy_(value)
+        self._set_mask(snapshot.kept)
         self._start_optimizer()
         rows = dict(snapshot.optimizer)
         scaler = rows.pop("grad_scaler", None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoogen.core.contracts import TaskData
 from zoogen.core.records import Checkpoint, Cohort, CohortState
-from zoogen.train.duties import check_layout, check_models, check_predictions, keeps_optimizer
+from zoogen.train.duties import as_stored, check_layout, check_models, keeps_optimizer
 from zoogen.train.metrics import TRAINING_METRICS
 from zoogen.train.model import Snapshot, TrainedModel
 
@@ -25,10 +25,9 @@ class PlainTrainer:
         """Construct the models in their initial state (epoch 0).
 
         Raises:
-            UserError: the device cannot do the precision asked for, or predictions do not fit uint8.
+            UserError: the device cannot do the precision asked for.
             IntegrityError: a model has another layout than the plan says.
         """
-        check_predictions(cohort, data)
         self._cohort = cohort
         self._data = data
         self._device = torch.device(device)
@@ -92,6 +91,7 @@ class PlainTrainer:
             diverged=dict(self._diverged),
             last_finite=self.last_finite,
             training_metrics={n: _metric(kept, n) for n in TRAINING_METRICS} if measured else {},
+            kept=None if kept[0].kept is None else _stack(s.kept for s in kept if s.kept is not None),
         )
 
     def restore(self, state: CohortState) -> None:
@@ -125,8 +125,12 @@ class PlainTrainer:
             side=_stack_side(kept),
             metrics={name: np.stack([row[name] for row, _ in measured]) for name in measured[0][0]},
             optimizer=_stack_optimizer(kept) if keeps_optimizer(recording, epoch) else {},
-            predictions=np.stack([p for _, p in measured]).astype(np.uint8) if recording.test_predictions else None,
+            predictions=self._predicted(measured) if recording.test_predictions else None,
+            kept=None if kept[0].kept is None else _stack(s.kept for s in kept if s.kept is not None),
         )
+
+    def _predicted(self, measured: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]]) -> np.ndarray:
+        return as_stored(np.stack([predictions for _, predictions in measured]), self._data.outputs)
 
     def _measure(self, model_id: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The metric columns of one model, and its test predictions [N_test]."""
@@ -179,4 +183,5 @@ def _snapshot(state: CohortState, row: int, epoch: int, device: torch.device) ->
         side={name: copy(rows) for name, rows in state.side.items()},
         optimizer={name: copy(rows) for name, rows in state.optimizer.items()},
         metrics={name: float(rows[row]) for name, rows in state.training_metrics.items()} if epoch else {},
+        kept=None if state.kept is None else copy(state.kept),
     )

@@ -34,11 +34,14 @@ class Rows:
         side: Tensors of other dtypes by dtype name, [M, K].
         optimizer: State by torch's names as ``optimizer_state.flat_state`` has it, [M, P_trainable], and ``step``
             [M, tensors]; empty before the first step.
+        kept: bool [M, W], which prunable weights are left, for models that are pruned: an engine changes none of the
+            others, which are 0, and counts their gradient as 0. It does not change itself while an epoch trains.
     """
 
     weights: Tensor
     side: Mapping[str, Tensor] = field(default_factory=dict)
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.weights)
@@ -50,10 +53,11 @@ class Rows:
             self.weights[index],
             {name: rows[index] for name, rows in self.side.items()},
             {name: rows[index] for name, rows in self.optimizer.items()},
+            None if self.kept is None else self.kept[index],
         )
 
     def put(self, models: Sequence[int], new: Rows) -> Rows:
-        """These rows with some replaced; optimizer state that appears for the first time is 0 elsewhere."""
+        """These rows with some replaced, their masks not; optimizer state that appears for the first time is 0 elsewhere."""
         index = torch.tensor(models, dtype=torch.int64, device=self.weights.device)
 
         def merge(old: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +66,7 @@ class Rows:
             return {n: rows.index_copy(0, index, own[n]) if n in own else rows for n, rows in merged.items()}
 
         weights = self.weights.index_copy(0, index, new.weights)
-        return Rows(weights, merge(self.side, new.side), merge(self.optimizer, new.optimizer))
+        return Rows(weights, merge(self.side, new.side), merge(self.optimizer, new.optimizer), self.kept)
 
 
 @dataclass(frozen=True)

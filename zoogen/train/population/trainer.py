@@ -13,12 +13,13 @@ from torch import Tensor
 from zoogen.core.contracts import PartName, TaskData
 from zoogen.core.errors import EnvironmentFault
 from zoogen.core.layout import describe_module
-from zoogen.core.modules import build_model
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job
-from zoogen.train.duties import check_layout, check_models, check_predictions, keeps_optimizer
+from zoogen.train.duties import as_stored, check_layout, check_models, keeps_optimizer
 from zoogen.train.metrics import TRAINING_METRICS
+from zoogen.train.network import build_network
 from zoogen.train.population.engine import Engine, Rows, Scores
 from zoogen.train.population.steps import learning_rates
+from zoogen.train.sparsify.masks import first_mask
 
 log = logging.getLogger("zoogen")
 
@@ -37,7 +38,6 @@ class PopulationTrainer:
     """
 
     def __init__(self, cohort: Cohort, data: TaskData, device: str, engine: Engine, block: int | None = None) -> None:
-        check_predictions(cohort, data)
         self._cohort = cohort
         self._data = data
         self._device = torch.device(device)
@@ -142,6 +142,7 @@ class PopulationTrainer:
             diverged=dict(self._diverged),
             last_finite=self.last_finite,
             training_metrics={name: values.copy() for name, values in self._measured.items()} if measured else {},
+            kept=None if self._rows.kept is None else _array(self._rows.kept),
         )
 
     def restore(self, state: CohortState) -> None:
@@ -161,6 +162,7 @@ class PopulationTrainer:
             tensor(state.weights),
             {name: tensor(rows) for name, rows in state.side.items()},
             {name: tensor(rows) for name, rows in state.optimizer.items()},
+            None if state.kept is None else tensor(state.kept),
         )
         self._row_epoch = np.array([state.last_finite.get(m, state.epoch) for m in state.model_ids], dtype=np.int64)
         blank = np.full(len(state.model_ids), np.nan)
@@ -186,7 +188,8 @@ class PopulationTrainer:
             side=_arrays(rows.side),
             metrics=metrics,
             optimizer=_arrays(rows.optimizer) if keeps_optimizer(recording, epoch) else {},
-            predictions=predictions.astype(np.uint8) if recording.test_predictions else None,
+            predictions=as_stored(predictions, self._data.outputs) if recording.test_predictions else None,
+            kept=None if rows.kept is None else _array(rows.kept),
         )
 
     def _measure(self, models: Sequence[int], epoch: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -239,16 +242,21 @@ def initial_rows(cohort: Cohort, device: torch.device) -> tuple[Rows, int]:
     Raises:
         IntegrityError: a model has another layout than the plan says.
     """
-    weights, side = [], []
+    weights, side, kept = [], [], []
     for job in cohort.jobs:
-        module = build_model(job.architecture, job.task.input_shape, job.task.outputs, job.seeds.init)
+        module = build_network(job)
         layout = describe_module(module)
         check_layout(cohort, job.model_id, layout)
         tensors = dict(module.named_parameters()) | dict(module.named_buffers())
         weights.append(layout.flatten(tensors))
+        mask = first_mask(job, layout, weights[-1].numpy())
+        if mask is not None:
+            kept.append(torch.from_numpy(mask))
+            weights[-1][torch.from_numpy(layout.prunable_places[~mask])] = 0
         side.append({dtype: layout.flatten(tensors, dtype) for dtype in layout.side_dtypes})
     stacked = {dtype: torch.stack([own[dtype] for own in side]).to(device) for dtype in layout.side_dtypes}
-    return Rows(torch.stack(weights).to(device), stacked), layout.trainable
+    masks = torch.stack(kept).to(device) if kept else None
+    return Rows(torch.stack(weights).to(device), stacked, kept=masks), layout.trainable
 
 
 def _array(rows: Tensor) -> np.ndarray:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from zoogen.core.contracts import PartName, TaskData
 from zoogen.core.layout import Layout, describe_module
-from zoogen.core.modules import build_model
 from zoogen.core.records import Cohort, Job, Recording
+from zoogen.train.network import build_network
 
 
 class FewSamples:
@@ -60,7 +60,7 @@ def trial_cohort(cohort: Cohort, jobs: Sequence[Job], epochs: int) -> Cohort:
 
 def layout_of(job: Job) -> Layout:
     """Of its network."""
-    return describe_module(build_model(job.architecture, job.task.input_shape, job.task.outputs, seed=0))
+    return describe_module(build_network(job, seed=0))
 
 
 def never() -> bool:

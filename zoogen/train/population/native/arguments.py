@@ -28,6 +28,7 @@ def struct(lanes: int) -> type[ctypes.Structure]:
         *((name, pointer) for name in ("beta1", "beta2", "eps", "decay", "smoothing", "clip")),
         *((name, pointer) for name in ("dropout_thresholds", "dropout_scales", "dropout_keys")),
         ("key_steps", integer),
+        ("masks", pointer),
         *((name, pointer) for name in ("loss_sums", "gradient_norms", "hits", "outputs", "scratch")),
     ]
     return type("Args", (ctypes.Structure,), {"_fields_": fields})

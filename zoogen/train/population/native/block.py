@@ -79,6 +79,10 @@ class Block:
             **columns,
         )
         self._dropout()
+        if rows.kept is not None:
+            masks_MT = rows.weights.new_ones(len(rows), layout.trainable)
+            masks_MT[:, torch.from_numpy(layout.prunable_places)] = rows.kept.to(masks_MT)
+            self.arguments.set(masks=self._to_lanes(masks_MT))
 
     def _names(self) -> tuple[str | None, str | None]:
         _, first, second = _OPTIMIZERS[self._optimizer]

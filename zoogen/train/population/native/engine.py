@@ -15,9 +15,9 @@ from torch import Tensor
 from zoogen.core.contracts import PartName, TaskData
 from zoogen.core.errors import Incomplete
 from zoogen.core.layout import describe_module
-from zoogen.core.modules import build_model
 from zoogen.core.records import Job
 from zoogen.train.dropout import replace_dropout
+from zoogen.train.network import build_network
 from zoogen.train.population.engine import Rows, Scores, Unsupported
 from zoogen.train.population.native.block import Block, Program, dropout_rates
 from zoogen.train.population.native.compiler import load, vector_bytes
@@ -73,7 +73,7 @@ class NativeEngine:
         self._data = data
         self._cache = cache
         self._threads = threads
-        module = build_model(example.architecture, example.task.input_shape, example.task.outputs, seed=0)
+        module = build_network(example, seed=0)
         self._layout = describe_module(module)
         names = {e.name: e.name for e in self._layout.entries} | dict(self._layout.aliases)
         replace_dropout(module)

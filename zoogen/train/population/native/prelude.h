@@ -39,6 +39,7 @@ typedef struct {
     const real *dropout_scales;
     const uint64_t *dropout_keys; // [layers, S, LANES]
     int64_t key_steps;
+    const real *masks; // [TRAINABLE, LANES], 0 for a pruned weight; null where nothing is pruned
     // Results.
     double *loss_sums, *gradient_norms;
     int64_t *hits;

@@ -32,6 +32,8 @@ void zoogen_train(const Args *a) {
             loss(a, s + OUTPUT, s + OUTPUT_GRADIENT, a->first + done + at, nb, n);
             backward(a, s, nb);
         }
+        if (a->masks)
+            for (int64_t i = 0; i < TRAINABLE; i++) ((V *)a->gradients)[i] *= ((const V *)a->masks)[i];
         if (last || a->clip) norms(a, last);
         update(a, TRAINABLE, step);
     }

@@ -24,15 +24,14 @@ from zoogen.train.precision import mixed
 class Block:
     """Trains the models of ``epoch``, and others whose steps have the same program, one epoch after another."""
 
-    def __init__(
-        self, network: StackedNetwork, data: TaskData, device: torch.device, epoch: Epoch, weights_MP: Tensor
-    ) -> None:
+    def __init__(self, network: StackedNetwork, data: TaskData, device: torch.device, epoch: Epoch, rows: Rows) -> None:
+        weights_MP = rows.weights
         self._network = network
         self._data = data
         self._device = device
         self._training = epoch.jobs[0].training
         self._kind = type(self._training.optimizer)
-        self.key = block_key(epoch, weights_MP)
+        self.key = block_key(epoch, rows)
 
         models = len(weights_MP)
         layout = network.layout
@@ -43,6 +42,7 @@ class Block:
 
         self._trained, self._gradients, self._scratch = weights_MP.new_empty(3, models, layout.trainable)
         momentum = bool({"momentum", "momentum_MS"} & self._given.keys())
+        self._masks: list[tuple[Tensor, Tensor]] = []  # of a tensor's gradients
         self._state = {name: torch.empty_like(self._trained) for name in state_names(self._kind, momentum)}
         if counts_steps(self._kind):
             self._state["step"] = torch.empty(models, sum(e.trainable for e in layout.entries), device=device)
@@ -72,7 +72,8 @@ class Block:
     @torch.no_grad()
     def load(self, epoch: Epoch, rows: Rows) -> None:
         """Begin an epoch with these models, whose steps have this block's program."""
-        assert self.key == block_key(epoch, rows.weights)
+        assert self.key == block_key(epoch, rows)
+        self._load_masks(rows.kept)
         for name, tensor in epoch.tensors.items():
             self._given[name].copy_(tensor)
         for name, own in self._network.views(rows.weights, rows.side).items():
@@ -84,6 +85,16 @@ class Block:
                 state.zero_()
         for counter in (self._at, self._loss_sums, self._hits):
             counter.zero_()
+
+    def _load_masks(self, kept_MW: Tensor | None) -> None:
+        if kept_MW is None:
+            return
+        prunable = self._network.layout.prunable
+        if not self._masks:
+            parts = [self._gradients.narrow(1, e.offset, e.size) for e in prunable]
+            self._masks = [(part, torch.empty_like(part)) for part in parts]
+        for (_, mask), own in zip(self._masks, kept_MW.split([e.size for e in prunable], 1), strict=True):
+            mask.copy_(own)
 
     def rows(self) -> Rows:
         """The models as they stand, copied out."""
@@ -155,6 +166,8 @@ class Block:
 
     def _update(self) -> None:
         given = self._given
+        for gradients, mask in self._masks:
+            gradients.mul_(mask)
         torch.linalg.vector_norm(self._gradients, dim=1, out=self._norms)
         if "clip_M1" in given:
             # As torch.nn.utils.clip_grads_with_norm_.
@@ -168,9 +181,9 @@ class Block:
         step(self._kind, nesterov, self._trained, self._gradients, self._state, settings, self._scratch)
 
 
-def block_key(epoch: Epoch, weights_MP: Tensor) -> tuple[object, ...]:
+def block_key(epoch: Epoch, rows: Rows) -> tuple[object, ...]:
     """Blocks of equal keys can take each other's models."""
-    return (tuple(weights_MP.shape), weights_MP.dtype, *epoch.program)
+    return (tuple(rows.weights.shape), rows.weights.dtype, rows.kept is None, *epoch.program)
 
 
 def as_seen(data: TaskData, inputs: Tensor, dtype: torch.dtype) -> Tensor:

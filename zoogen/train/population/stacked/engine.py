@@ -13,9 +13,9 @@ from torch import Tensor
 
 from zoogen.core.contracts import PartName, TaskData
 from zoogen.core.errors import Incomplete
-from zoogen.core.modules import build_model
 from zoogen.core.records import Job
 from zoogen.train.dropout import replace_dropout
+from zoogen.train.network import build_network
 from zoogen.train.population.engine import Rows, Scores, Unsupported
 from zoogen.train.population.stacked.block import Block, as_seen, block_key
 from zoogen.train.population.stacked.choice import choose
@@ -101,10 +101,10 @@ class StackedEngine:
         plan = Epoch(jobs, epoch, samples, [self._dropout_rates(job) for job in jobs], self._device)
         # Kept for the next epoch only if this one comes to its end: out of memory, it must be gone.
         block, self._block = self._block, None
-        if block is None or block.key != block_key(plan, rows.weights):
+        if block is None or block.key != block_key(plan, rows):
             block = None
             self._network.to(rows.weights.dtype)
-            block = Block(self._network, self._data, self._device, plan, rows.weights)
+            block = Block(self._network, self._data, self._device, plan, rows)
         block.load(plan, rows)
         with self._arithmetic():
             for start in range(0, samples, batch):
@@ -129,7 +129,7 @@ class StackedEngine:
         return self._rates.setdefault(job.architecture, self._read_rates(job))
 
     def _read_rates(self, job: Job) -> tuple[float, ...]:
-        module = build_model(job.architecture, job.task.input_shape, job.task.outputs, seed=0)
+        module = build_network(job, seed=0)
         if program_of(module) != self._network.program:
             raise Unsupported(f"the network of model {job.model_id} differs in more than its dropout rates")
         return tuple(layer.p for layer in replace_dropout(module))

@@ -12,9 +12,9 @@ from torch.func import vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoogen.core.layout import Layout, describe_module
-from zoogen.core.modules import build_model
 from zoogen.core.records import Job
 from zoogen.train.dropout import replace_dropout
+from zoogen.train.network import build_network
 from zoogen.train.population.engine import Unsupported
 from zoogen.train.population.stacked.dropout import Masks
 from zoogen.train.population.stacked.layers import swap
@@ -115,7 +115,7 @@ class _MaskedBy:
 
 
 def _build(job: Job, seed: int) -> nn.Module:
-    return build_model(job.architecture, job.task.input_shape, job.task.outputs, seed)
+    return build_network(job, seed)
 
 
 def _slots(module: nn.Module, layout: Layout) -> list[tuple[dict[str, Any], str, str]]:
