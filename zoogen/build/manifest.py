@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from zoogen.core.canonical import canonical_json, digest
@@ -66,13 +67,55 @@ def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
         "factors": list(plan.factors),
         "axes": dict(blueprint.axes),
         "model_split": vars(blueprint.model_split),
-        "parents": [],
+        "parents": stored.get("parents", []),
         "architectures": architectures,
         "tasks": tasks,
         "layouts": layouts,
         "blueprints": blueprints,
         "software": stored.get("software") or software(),
     }
+
+
+def record_parent(
+    manifest: dict[str, Any],
+    stored: Mapping[str, Any],
+    parent: Mapping[str, Any] | None,
+    described: Mapping[str, Any] | None,
+) -> None:
+    """Keep which zoo the models are made of, and the data that zoo was trained on.
+
+    Args:
+        manifest: To be written.
+        stored: As it stands in the folder; empty for a new zoo.
+        parent: The parent's manifest, and ``described`` what is kept of it; both None for models that start anew.
+
+    Raises:
+        UserError: the zoo in the folder has another parent, or none.
+        IntegrityError: the parent's shards are not those the twins were made of.
+    """
+    known = manifest["parents"][0] if manifest["parents"] else None
+    if stored and (known is None) != (described is None):
+        what = f"twins of zoo {known['name']!r}" if known else "no twins"
+        raise UserError(f"the folder holds {what} already\nchoose another one: --out DIR")
+    if described is None or parent is None:
+        return
+    if known is not None:
+        if (known["name"], known["version"]) != (described["name"], described["version"]):
+            raise UserError(
+                f"the folder holds twins of zoo {known['name']!r} version {known['version']}, not of "
+                f"{described['name']!r} version {described['version']}\nchoose another one: --out DIR"
+            )
+        other = [s for s, told in known["shards"].items() if described["shards"].get(s, told) != told]
+        if other:
+            raise IntegrityError(
+                f"shard {other[0]} of the parent zoo has another digest than when these twins were begun\n"
+                "put the zoo back that they were made of, or make new twins: --out DIR"
+            )
+    shards = {**(known["shards"] if known else {}), **described["shards"]}
+    manifest["parents"] = [{**described, "shards": shards}]
+    for name, entry in manifest["tasks"].items():
+        if fingerprint := parent["tasks"].get(name, {}).get("fingerprint"):
+            entry.setdefault("fingerprint", fingerprint)
 
 
 def record_data(manifest: dict[str, Any], task: Any, data: TaskData) -> None:

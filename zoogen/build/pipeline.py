@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from zoogen.blueprint import Blueprint, load
 from zoogen.build.ledger import Failures, Ledger, selected_cells
-from zoogen.build.manifest import make_manifest, record_data, task_id
+from zoogen.build.manifest import make_manifest, record_data, record_parent, task_id
 from zoogen.build.programs import Settlement, Wish, kinds_of
 from zoogen.build.reconcile import cell_numbers, reconcile
 from zoogen.build.storing import Note, Progress
@@ -37,6 +37,9 @@ from zoogen.store.splits import write_splits
 from zoogen.store.work import keep_only_work_of
 from zoogen.store.zoo import PLAN_FILE, ZooFolder
 from zoogen.tasks.places import cache_root, data_root
+
+if TYPE_CHECKING:
+    from zoogen.build.parents import ParentZoo
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class _Run:
     ledger: Ledger
     pending: list[Cohort]
     failures: Failures
+    parent: Path | None = None  # the zoo that twins are made of
     steps: int = 0
     began: float = field(default_factory=time.monotonic)
 
@@ -123,30 +127,48 @@ def build(options: BuildOptions, executor: Executor, reporter: Reporter, stop: S
     blueprint = load(options.blueprint, options.overrides)
     with executor:  # a local Ray starts while the plan is made
         executor.start()
-        plan = make_plan(blueprint)
-        chosen = _selection(plan, options)
-        folder = ZooFolder(options.out or Path("zoos") / f"{blueprint.name}-v{blueprint.version}")
-        with _locked(folder):
-            run = _prepare(options, plan, folder, chosen)
-            _announce(run, reporter)
-            try:
-                if run.pending:
-                    _train(run, executor, reporter, stop)
-            finally:
-                # Fences off workers that were lost from sight, and removes what those that died left half written.
-                folder.clean_leftovers(folder.new_token())
-                tables = rebuild_tables(folder, run.failures.reasons)
-                write_file(folder.path / "README.md", card(open_zoo(folder.path)).encode())
-            return Outcome(
-                folder.path,
-                len(plan),
-                tables["trained"],
-                tables["diverged"],
-                tables["planned"],
-                run.failures.reasons,
-                run.steps,
-                time.monotonic() - run.began,
-            )
+        return grow(make_plan(blueprint), options, executor, reporter, stop)
+
+
+def grow(
+    plan: Plan,
+    options: BuildOptions,
+    executor: Executor,
+    reporter: Reporter,
+    stop: StopFlag,
+    *,
+    parent: tuple[ParentZoo, Mapping[str, Any]] | None = None,
+) -> Outcome:
+    """Train and store what a plan lacks; ``build`` says what it raises.
+
+    Args:
+        plan: Of models, or of twins.
+        executor: Started.
+        parent: For twins: the zoo they are made of, and how their manifest describes it.
+    """
+    chosen = _selection(plan, options)
+    folder = ZooFolder(options.out or Path("zoos") / f"{plan.blueprint.name}-v{plan.blueprint.version}")
+    with _locked(folder):
+        run = _prepare(options, plan, folder, chosen, parent)
+        _announce(run, reporter)
+        try:
+            if run.pending:
+                _train(run, executor, reporter, stop)
+        finally:
+            # Fences off workers that were lost from sight, and removes what those that died left half written.
+            folder.clean_leftovers(folder.new_token())
+            tables = rebuild_tables(folder, run.failures.reasons)
+            write_file(folder.path / "README.md", card(open_zoo(folder.path)).encode())
+        return Outcome(
+            folder.path,
+            len(plan),
+            tables["trained"],
+            tables["diverged"],
+            tables["planned"],
+            run.failures.reasons,
+            run.steps,
+            time.monotonic() - run.began,
+        )
 
 
 def _selection(plan: Plan, options: BuildOptions) -> np.ndarray:
@@ -169,10 +191,17 @@ def _locked(folder: ZooFolder) -> Iterator[None]:
                         parent.rmdir()
 
 
-def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.ndarray) -> _Run:
+def _prepare(
+    options: BuildOptions,
+    plan: Plan,
+    folder: ZooFolder,
+    chosen: np.ndarray,
+    parent: tuple[ParentZoo, Mapping[str, Any]] | None,
+) -> _Run:
     """Find what is left to train, check data and disk, and write the plan; nothing is written before all is checked."""
     stored = folder.manifest() if folder.exists() else {}
     manifest = make_manifest(plan, stored)
+    record_parent(manifest, stored, parent and parent[0].manifest, parent and parent[1])
     sealed = set(folder.sealed())
     records = folder.read_cohorts()
     # A first build killed between writing the cohorts and the plan leaves the cohorts alone.
@@ -200,7 +229,7 @@ def _prepare(options: BuildOptions, plan: Plan, folder: ZooFolder, chosen: np.nd
     unfinished = ledger.reconciled.unfinished(sealed)
     failures.keep_only(m for cohort in unfinished for m in cohort.model_ids)
     keep_only_work_of(folder.path, {cohort.cohort_id for cohort in unfinished})
-    return _Run(options, plan, folder, ledger, pending, failures)
+    return _Run(options, plan, folder, ledger, pending, failures, parent and parent[0].path)
 
 
 def _as_given(blueprint: Blueprint) -> str:
@@ -265,6 +294,7 @@ def _train(run: _Run, executor: Executor, reporter: Reporter, stop: StopFlag) ->
         options.until,
         options.wish,
         kinds_of(run.plan, options.device),
+        run.parent and run.parent.absolute(),
     )
     noted = set()
     for event in run_all(executor, factory, run.pending, run.ledger.split, stop):

@@ -216,6 +216,7 @@ class Programs:
     def of(
         self,
         cohort: Cohort,
+        trained: Cohort,
         data: TaskData,
         device: str,
         should_stop: Callable[[], bool],
@@ -225,6 +226,7 @@ class Programs:
 
         Args:
             cohort: What to train.
+            trained: The same in the layout that trains; twins have more numbers there than are stored.
             data: Its task.
             device: Where.
             should_stop: Asked while engines are tried out.
@@ -241,7 +243,7 @@ class Programs:
             kind = self._kinds.get(name, own)
             wish = self._wish
             choice = Choice(
-                cohort,
+                trained,
                 data,
                 device,
                 self.cache,
@@ -251,15 +253,14 @@ class Programs:
                 should_stop=should_stop,
                 warn=tell,
             )
-            self._known[name] = self._settled(name, choice, kind)
+            self._known[name] = self._settled(name, cohort, choice, kind)
         return self._known[name]
 
-    def _settled(self, name: str, choice: Choice, kind: Kind) -> Program:
+    def _settled(self, name: str, cohort: Cohort, choice: Choice, kind: Kind) -> Program:
         from zoogen.train.population.choice import next_best
 
         pinned = read_pinned(self._zoo, name)
         if pinned is None:
-            cohort = choice.cohort
             program, provisional = self._chosen(choice, kind)
             described = describe_kind(cohort.jobs[0], cohort.layout_id, cohort.resources)
             mine = Pinned(program, described, self._wish.to_json(), provisional)

@@ -112,7 +112,7 @@ def _carried_over(cohort: Cohort, plan: Plan, cells: np.ndarray) -> Cohort:
     if wanted.epochs == cohort.epochs and wanted.recording == cohort.recording:
         return replace(cohort, resources=resources)
     extended = extend_cohort(cohort, wanted, bytes_per_epoch(group, layout, len(cells)))
-    if wanted.epochs > cohort.epochs and cohort.recording.optimizer == "none" and _has_state(group.training):
+    if _cannot_go_on(cohort, wanted, group.training) and not group.parents:  # twins are trained from the start again
         raise UserError(
             f"cannot train on from epoch {cohort.epochs}: the zoo kept no optimizer state of its models "
             f"(checkpoints.optimizer: none)\n"
@@ -121,8 +121,10 @@ def _carried_over(cohort: Cohort, plan: Plan, cells: np.ndarray) -> Cohort:
     return replace(extended, resources=resources)
 
 
-def _has_state(training: Any) -> bool:
-    return training.optimizer.state_tensors > 0
+def _cannot_go_on(cohort: Cohort, wanted: Cohort, training: Any) -> bool:
+    """Whether further epochs need an optimizer state that was not kept."""
+    longer = wanted.epochs > cohort.epochs
+    return longer and cohort.recording.optimizer == "none" and training.optimizer.state_tensors > 0
 
 
 def to_cohort(record: CohortRecord, plan: Plan, cells: np.ndarray) -> Cohort:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zoogen.build.parents import read_origin
 from zoogen.build.programs import Kind, Programs, Wish, device_of
 from zoogen.build.storing import CohortLog, EpochStore, Note, Progress, is_finished
 from zoogen.build.writer import BackgroundWriter
@@ -38,6 +39,7 @@ class CohortWorker:
         until: Stop every cohort at this epoch, resumably.
         wish: Which trainer was asked for.
         kinds: What the plan has of each kind of models.
+        parent: The zoo that twins are made of.
     """
 
     zoo: Path
@@ -48,6 +50,7 @@ class CohortWorker:
     until: int | None = None
     wish: Wish = field(default_factory=Wish)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    parent: Path | None = None
 
     def __post_init__(self) -> None:
         self._data: dict[str, TaskData] = {}
@@ -73,26 +76,38 @@ class CohortWorker:
                 yield from store.seal_through(state)
             if not is_finished(cohort, state):
                 device = device_of(cohort.resources, self.device)
-                trainer = yield from self._trainer(cohort, device, journal, should_stop)
+                trainer = yield from self._trainer(cohort, layout, device, journal, should_stop)
                 yield from self._train(trainer, store, state, device, should_stop)
             if all(is_sealed(self.zoo, s.shard_id) for s in cohort.segments):
                 work.finish()
 
     def _trainer(
-        self, cohort: Cohort, device: str, journal: CohortLog, should_stop: Callable[[], bool]
+        self, cohort: Cohort, layout: Layout, device: str, journal: CohortLog, should_stop: Callable[[], bool]
     ) -> Generator[Note, None, Trainer]:
         from zoogen.train.population.choice import make_trainer
+        from zoogen.train.population.trial import layout_of
+        from zoogen.twins.trainer import TwinTrainer, trained_cohort
 
         data = self._load(cohort.jobs[0].task)
         told: list[str] = []
+        twins = cohort.jobs[0].training.sparsify is not None
+        training = layout_of(cohort.jobs[0]) if twins else layout
+        trained = trained_cohort(cohort, training) if twins else cohort
         try:
-            program = self._programs.of(cohort, data, device, should_stop, told.append)
+            program = self._programs.of(cohort, trained, data, device, should_stop, told.append)
         finally:
             for text in told:
                 journal.note(text)
         journal.note(f"{program} ({program.reason})")
         yield from map(Note, told)
-        return make_trainer(cohort, data, device, program, self._programs.cache)
+        cache = self._programs.cache
+        if not twins:
+            return make_trainer(cohort, data, device, program, cache)
+        assert self.parent is not None, "twins without the zoo of their parents"
+        origin = read_origin(self.parent, cohort)
+        return TwinTrainer(
+            cohort, layout, training, lambda own: make_trainer(own, data, device, program, cache), origin
+        )
 
     def _train(
         self,
@@ -137,6 +152,8 @@ class CohortWorker:
         if found is not None and _has_rows_after(sealed, cohort, *found):
             journal.note(f"continues after epoch {found[0].epoch} from its work folder")
             return found
+        if cohort.jobs[0].parents:
+            return None, []  # shards hold what twins have become, not what they train on with; they are short
         stateless = all(j.training.optimizer.state_tensors == 0 for j in cohort.jobs)
         for segment in reversed(sealed):
             state = read_state(self.zoo, segment.shard_id, cohort, layout, stateless=stateless)

@@ -16,6 +16,7 @@ from zoogen.core.errors import EnvironmentFault, Incomplete, UserError, ZoogenEr
 # Subcommand -> module; imported when called, so that `zoogen --help` loads no torch.
 _COMMANDS = {
     "build": "zoogen.cli.build",
+    "sparsify": "zoogen.cli.sparsify",
     "plan": "zoogen.cli.plan",
     "status": "zoogen.cli.status",
     "info": "zoogen.cli.info",

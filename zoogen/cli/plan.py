@@ -74,6 +74,11 @@ def _as_text(found: list[tuple[Summary, float | None]]) -> str:
     return text if len(found) > 1 else f"{text}\n\n{_details(found[0][0])}"
 
 
+def described(summary: Summary) -> str:
+    """One plan in full."""
+    return _as_text([(summary, None)])
+
+
 def _counts(s: Summary) -> list[int]:
     return [s.models, s.states, s.cohorts, s.shards, s.optimizer_steps, s.total_bytes]
 

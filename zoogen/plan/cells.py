@@ -17,7 +17,7 @@ import numpy as np
 from zoogen.blueprint.records import Blueprint, Factor, SeedPolicy, Stratum
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.recipe import Training
-from zoogen.core.records import Job, Recording, Resources, Seeds
+from zoogen.core.records import Job, Parent, Recording, Resources, Seeds
 from zoogen.plan.draws import draw_seeds, draw_values
 from zoogen.plan.identity import settings_identity
 
@@ -43,6 +43,7 @@ class Group:
         seeds: int64 [cells], the seed of each cell.
         apart: Streams set apart by the blueprint for all cells; a varying ``seeds.<stream>`` goes before it.
         ids: bytes [cells] of 32 hex digits (dtype S32), the model ids.
+        parents: Of each cell, for twins; empty where models start anew.
     """
 
     architecture: Any
@@ -55,6 +56,14 @@ class Group:
     seeds: np.ndarray
     apart: Mapping[str, int]
     ids: np.ndarray
+    parents: tuple[tuple[Parent, ...], ...] = ()
+
+    @property
+    def roots(self) -> np.ndarray:
+        """Ids of the oldest ancestors of the cells (S32): their own where they have no parents."""
+        if not self.parents:
+            return self.ids
+        return np.array([parents[0].model_id for parents in self.parents], dtype="S32")
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -71,7 +80,7 @@ class Group:
                 parts = with_value(parts, varying.key, value)
         seed = int(self.seeds[cell])
         seeds = Seeds(**{stream: apart.get(stream, seed) for stream in _STREAMS})
-        return Job(self.ids[cell].decode(), *parts, seeds)
+        return Job(self.ids[cell].decode(), *parts, seeds, self.parents[cell] if self.parents else ())
 
 
 Parts = tuple[Any, Any, Training]

@@ -52,12 +52,17 @@ def cell_table(groups: Sequence[Group], shares: ModelSplit) -> pd.DataFrame:
     import pandas as pd
 
     ids = np.concatenate([g.ids for g in groups])
+    roots = np.concatenate([g.roots for g in groups])
     columns: dict[str, Any] = {
         "model_id": pd.array(ids.astype("U32"), dtype="str"),
-        "split": pd.Categorical(model_split(ids, shares), categories=["train", "val", "test"]),
+        "split": pd.Categorical(model_split(roots, shares), categories=["train", "val", "test"]),
         "group": np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups]),
         "seed": np.concatenate([g.seeds for g in groups]),
     }
+    if any(g.parents for g in groups):
+        parents = [own[0] for g in groups for own in g.parents]
+        columns["parent_id"] = pd.array([p.model_id for p in parents], dtype="str")
+        columns["parent_epoch"] = np.array([p.epoch for p in parents], dtype=np.int32)
     fixed = [settings(g) for g in groups]
     names = dict.fromkeys(key for f in fixed for key in f) | dict.fromkeys(v.key for g in groups for v in g.varying)
     for name in names:

@@ -237,7 +237,6 @@ def _pack_checkpoints(checkpoints: Sequence[Checkpoint]) -> bytes:
             arrays = getattr(checkpoint, part)
             about[part] = list(arrays)  # safetensors sorts its tensors; the order of the columns is kept here
             tensors |= {f"{i}/{part}/{name}": array for name, array in arrays.items()}
-        about |= {name: getattr(checkpoint, name) is not None for name in _WHERE_KEPT}
         for name in _WHERE_KEPT:
             if (array := getattr(checkpoint, name)) is not None:
                 tensors[f"{i}/{name}"] = array
@@ -252,7 +251,9 @@ def _unpack_checkpoints(data: bytes) -> list[Checkpoint]:
             epoch=one["epoch"],
             model_ids=tuple(one["model_ids"]),
             weights=tensors[f"{i}/weights"],
-            **{name: tensors[f"{i}/{name}"] if one.get(name) else None for name in _WHERE_KEPT},
+            predictions=tensors.get(f"{i}/predictions"),
+            kept=tensors.get(f"{i}/kept"),
+            log_alpha=tensors.get(f"{i}/log_alpha"),
             **{part: {name: tensors[f"{i}/{part}/{name}"] for name in one[part]} for part in _PARTS},
         )
         for i, one in enumerate(about["checkpoints"])

@@ -113,7 +113,7 @@ class TrainedModel:
             parts = kept_W.split([e.size for e in self.layout.prunable])
             for e, part in zip(self.layout.prunable, parts, strict=True):
                 self._masks[e.name] = part.view(e.shape).to(tensors[e.name])
-                tensors[e.name].mul_(self._masks[e.name])
+                tensors[e.name].masked_fill_(self._masks[e.name] == 0, 0)  # a product would leave -0.0
 
     @property
     def first_learning_rate(self) -> float:

@@ -21,7 +21,7 @@ def prune(
 ) -> np.ndarray:
     """Prune further, to ``sparsity``; what was removed stays removed.
 
-    Counts are those of ``torch.nn.utils.prune`` (``round(sparsity * n)``), of equal scores the earlier weight goes first.
+    Counts are those of ``torch.nn.utils.prune`` (``round(sparsity * n)``); of equal scores the first weight goes first.
 
     Args:
         weights_P: float32 row of the model.
@@ -84,8 +84,3 @@ def first_mask(job: Any, layout: Layout, weights_P: np.ndarray) -> np.ndarray | 
     sparsity = method.due(0, job.training.epochs)
     assert sparsity is not None
     return prune(method, sparsity, layout, weights_P, kept_W, streams.stream_key(job.seeds.init, "mask"))
-
-
-def layer_sparsity(layout: Layout, kept_W: np.ndarray) -> list[float]:
-    """Share of removed weights of each prunable tensor."""
-    return [float(1 - kept_W[..., place].mean()) for _, place in _slices(layout)]

@@ -19,10 +19,10 @@ Scope = Literal["global", "layerwise", "channels"]
 @SPARSIFIERS.register("magnitude")
 @dataclass(frozen=True)
 class Magnitude:
-    """Magnitude pruning (Han et al. 2015, arXiv:1506.02626): the smallest weights are removed, the others go on training.
+    """Magnitude pruning (Han et al. 2015, arXiv:1506.02626): the smallest weights are removed, the others train on.
 
     Attributes:
-        sparsity: Share of the prunable weights (scope ``channels``: of each layer's channels) that is removed in the end.
+        sparsity: Share of the prunable weights (of each layer's channels, in that scope) that is removed in the end.
         scope: Rank the weights of the whole network together (``global``), of each layer apart (``layerwise``), or
             whole output channels by their L2 norm, of each layer but the last (``channels``).
         schedule: How ``rounds`` of pruning share the sparsity: each removes the same share of what is left
@@ -88,8 +88,9 @@ class Random:
 class VariationalDropout:
     """Sparse variational dropout (Molchanov et al. 2017, arXiv:1701.05369) as the 2022 zoos' twins were made.
 
-    Every weight w has noise of variance sigma2 = alpha w**2, both trained; a weight whose log alpha reaches ``threshold``
-    is removed. The loss is the mean cross entropy + beta_e KL, beta_e = min(1, beta e / epochs) in the epoch after e.
+    Every weight w has noise of variance sigma2 = alpha w**2, both trained; a weight whose log alpha reaches
+    ``threshold`` is removed. The loss is the mean cross entropy + b KL, b = min(1, beta e / epochs) in the epoch
+    after e.
 
     Attributes:
         threshold: Log alpha from which a weight counts as removed (3: dropout rate 0.95).

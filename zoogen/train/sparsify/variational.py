@@ -38,8 +38,8 @@ class _Variational:
     reparameterisation); in evaluation weights with log alpha at or beyond the threshold are 0.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any  # declared by the layers of torch
+    bias: Any
     log_sigma2: nn.Parameter
     noise: Noise
     training: bool
