@@ -11,16 +11,20 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "open"]
 
 
-def open(path: str | PathLike[str]) -> Zoo:
+def open(path: str | PathLike[str], *, parent: str | PathLike[str] | None = None) -> Zoo:
     """Open the zoo in the folder ``path``; reads its manifest only, tables and weights when they are asked for.
 
+    Args:
+        path: Folder of the zoo.
+        parent: Of a twin zoo, the folder of the zoo its twins were made of, where that is no longer where it was.
+
     Raises:
-        UserError: there is no zoo.
+        UserError: there is no zoo; or its twins were not made of the zoo at ``parent``.
         IntegrityError: its manifest is damaged or of an unknown format.
     """
     from zoogen.dataset import open_zoo
 
-    return open_zoo(path)
+    return open_zoo(path, parent=parent)
 
 
 def __getattr__(name: str) -> str:

@@ -4,6 +4,7 @@ Opening reads the manifest; tables are read when first used; weights are read wh
 """
 
 from zoogen.dataset.selection import Selection, Trajectories
+from zoogen.dataset.twins import Twins
 from zoogen.dataset.zoo import Zoo, open_zoo
 
-__all__ = ["Selection", "Trajectories", "Zoo", "open_zoo"]
+__all__ = ["Selection", "Trajectories", "Twins", "Zoo", "open_zoo"]

@@ -103,6 +103,23 @@ class Selection:
         wanted = [filters.resolve(c, [*own, *known]) for c in columns or (*self.zoo.factors, "seed", "split")]
         return filters.state_columns(tables, dict.fromkeys([*own, *wanted]), self.rows)
 
+    def with_parent(self, *columns: str) -> pd.DataFrame:
+        """``joined`` for twins, with what each started from: one row per twin state.
+
+        Adds ``method``, ``parent_id``, ``parent_epoch``, every column of the parent's checkpoint as
+        ``parent.<column>``, and ``acc_drop``, the parent's test accuracy minus the twin's.
+
+        Args:
+            *columns: As for ``joined``.
+
+        Raises:
+            UserError: the zoo holds no twins, its parent is not where it was, or there is no such column.
+            IntegrityError: the parent zoo lacks the checkpoint of a twin.
+        """
+        from zoogen.dataset.twins import with_parent
+
+        return with_parent(self, columns)
+
     @property
     def layout(self) -> Layout:
         """How the rows of ``weights`` are divided into tensors.
@@ -163,6 +180,46 @@ class Selection:
             raise UserError(
                 "some of these states have no predictions; "
                 "blueprints with `checkpoints: {test_predictions: true}` keep them"
+            )
+        return found
+
+    def kept(self) -> np.ndarray:
+        """bool [states, W]: which prunable weights each twin has left.
+
+        The W weights are the elements of ``layout.prunable`` in their order, at ``layout.prunable_places`` of a row of
+        ``weights``.
+
+        Raises:
+            UserError: the zoo holds no twins, or models of several layouts.
+            IntegrityError: a shard is damaged; the message names it.
+            EnvironmentFault: the memory does not hold them.
+        """
+        prunable = len(self.layout.prunable_places)
+        _check_memory(len(self), prunable, itemsize=1)
+        with self.zoo.shards as shards:
+            found = shards.kept(self.states(), prunable)
+        if found is None:
+            raise UserError(
+                f"zoo {self.zoo.name!r} holds no sparse twins, so its states have no masks; `zoogen sparsify` makes twins"
+            )
+        return found
+
+    def log_alpha(self) -> np.ndarray:
+        """float32 [states, W]: log alpha of every prunable weight, of twins by variational dropout; as ``kept``.
+
+        Raises:
+            UserError: it was not kept, or models of several layouts.
+            IntegrityError: a shard is damaged; the message names it.
+            EnvironmentFault: the memory does not hold it.
+        """
+        prunable = len(self.layout.prunable_places)
+        _check_memory(len(self), prunable)
+        with self.zoo.shards as shards:
+            found = shards.log_alpha(self.states(), prunable)
+        if found is None:
+            raise UserError(
+                "some of these states have no log alpha; recipes of variational dropout with "
+                "`checkpoints: {log_alpha: true}` keep it"
             )
         return found
 
@@ -253,8 +310,8 @@ class Selection:
         )
 
 
-def _check_memory(states: int, width: int) -> None:
-    needed = 4 * states * width
+def _check_memory(states: int, width: int, itemsize: int = 4) -> None:
+    needed = itemsize * states * width
     if needed < _SMALL:
         return
     import psutil
@@ -262,6 +319,6 @@ def _check_memory(states: int, width: int) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise EnvironmentFault(
-            f"{states:,} states of {width:,} parameters take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free\n"
-            "read them part by part with iter_weights(), or select fewer epochs, models or tensors"
+            f"{states:,} states of {width:,} numbers take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free\n"
+            "select fewer epochs, models or tensors; iter_weights() reads weights part by part"
         )

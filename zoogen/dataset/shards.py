@@ -105,6 +105,27 @@ class Shards:
         self._each(states, max(1, found[0]), lambda reader, rows: reader.predictions(rows), out)
         return out
 
+    def kept(self, states: States, prunable: int) -> np.ndarray | None:
+        """bool [states, W], which prunable weights are left, or None where some states are of no twins.
+
+        Raises:
+            IntegrityError: a shard is damaged, or is not what the tables say.
+        """
+        return self._optional(states, np.empty((len(states), prunable), np.bool_), lambda r, rows: r.kept(prunable, rows))
+
+    def log_alpha(self, states: States, prunable: int) -> np.ndarray | None:
+        """float32 [states, W], log alpha of variational dropout, or None where it was not kept; as ``kept``."""
+        out = np.empty((len(states), prunable), np.float32)
+        return self._optional(states, out, lambda r, rows: r.log_alpha(prunable, rows))
+
+    def _optional(self, states: States, out: np.ndarray, read: Callable) -> np.ndarray | None:
+        """``out`` filled with what ``read`` gives, or None where it gives nothing for some shard."""
+        for places in states.by_shard():
+            if read(self._opened(states, places).reader, states.row[places[:1]]) is None:
+                return None
+        self._each(states, max(1, out.shape[1] * out.itemsize), read, out)
+        return out
+
     def side(self, states: States, dtype: str) -> np.ndarray:
         """[1, K]: the tensors of another dtype, of one state."""
         (places,) = states.by_shard()

@@ -16,6 +16,7 @@ from zoogen.dataset.filters import Epochs
 from zoogen.dataset.selection import Selection
 from zoogen.dataset.shards import Shards
 from zoogen.dataset.tables import Tables, read_tables
+from zoogen.dataset.twins import Twins, find_twins, open_parent
 from zoogen.store.splits import read_split
 from zoogen.store.zoo import MANIFEST_FILE, ZooFolder, layout_of
 
@@ -27,15 +28,18 @@ _MANIFEST = {"name": str, "version": int, "factors": list, "architectures": dict
 _SHORTEST_PREFIX = 6
 
 
-def open_zoo(path: str | os.PathLike[str]) -> Zoo:
-    """``zoogen.open``: the zoo in the folder ``path``.
+def open_zoo(path: str | os.PathLike[str], *, parent: str | os.PathLike[str] | None = None) -> Zoo:
+    """``zoogen.open``: the zoo in the folder ``path``; ``parent`` says where the zoo is that its twins were made of.
 
     Raises:
-        UserError: there is no zoo.
+        UserError: there is no zoo; or its twins were not made of the zoo at ``parent``.
         IntegrityError: its manifest is damaged or of an unknown format.
     """
     folder = ZooFolder(Path(path))
-    return Zoo(folder, folder.manifest())
+    zoo = Zoo(folder, folder.manifest())
+    if parent is not None:
+        zoo.parent = open_parent(zoo, Path(parent))
+    return zoo
 
 
 class Zoo:
@@ -124,6 +128,35 @@ class Zoo:
         """
         everything = Selection(self, np.arange(len(self.tables.checkpoints)))
         return everything.select(where, epochs=epochs, split=split, **settings)
+
+    @cached_property
+    def parent(self) -> Zoo:
+        """The zoo that these twins were made of, found where it was then, as seen from this folder.
+
+        Raises:
+            UserError: this zoo holds no twins; or its parent is not there, and ``zoogen.open(path, parent=...)`` can
+                say where it is.
+            IntegrityError: a manifest is damaged.
+        """
+        return open_parent(self, None)
+
+    def twins(self, *paths: str | os.PathLike[str]) -> Twins:
+        """Twin zoos of this zoo: those at ``paths``, or, without any, those in the folders beside it.
+
+        ::
+
+            zoo.twins().joined()                  # every twin's checkpoints beside their parent's
+            zoo.twins("zoos/small-magnitude-v1")[0].select("sparsity > 0.8", epochs="last").kept()
+
+        Raises:
+            UserError: one of ``paths`` holds no zoo, or no twins of this one.
+            IntegrityError: a manifest is damaged.
+        """
+        return find_twins(self, paths)
+
+    def with_parent(self, *columns: str) -> pd.DataFrame:
+        """Every twin checkpoint with the parent's beside it; see ``Selection.with_parent``."""
+        return self.select().with_parent(*columns)
 
     def state_dict(self, model_id: str, epoch: int | Literal["first", "last"] = "last") -> dict[str, Tensor]:
         """The tensors of one stored state by name, as ``nn.Module.load_state_dict`` takes them.

@@ -63,6 +63,33 @@ class ShardReader:
             return None
         return self._file(WEIGHTS_FILE).read("test_predictions", rows)
 
+    def kept(self, prunable: int, rows: Rows = None) -> np.ndarray | None:
+        """bool [rows, W], which prunable weights a twin has left; None in a shard of models that are no twins.
+
+        Args:
+            prunable: W, the number of prunable weights (``Layout.prunable_places``).
+
+        Raises:
+            IntegrityError: the masks are of another number of weights.
+        """
+        if "kept" not in self.info.datasets[WEIGHTS_FILE]:
+            return None
+        self._check_width("kept", -(-prunable // 8))
+        packed = self._file(WEIGHTS_FILE).read("kept", rows)
+        return np.unpackbits(packed, axis=1, count=prunable).view(np.bool_)
+
+    def log_alpha(self, prunable: int, rows: Rows = None) -> np.ndarray | None:
+        """float32 [rows, W], log alpha of variational dropout, or None where it was not kept; as ``kept``."""
+        if "log_alpha" not in self.info.datasets[WEIGHTS_FILE]:
+            return None
+        self._check_width("log_alpha", prunable)
+        return self._file(WEIGHTS_FILE).read("log_alpha", rows)
+
+    def _check_width(self, name: str, width: int) -> None:
+        _, shape = self.info.datasets[WEIGHTS_FILE][name]
+        if shape[1:] != (width,):
+            raise IntegrityError(f"{self.folder}: {name!r} has rows of shape {shape[1:]}, its layout says ({width},)")
+
     def optimizer(self, model_ids: Sequence[str], epoch: int) -> dict[str, np.ndarray] | None:
         """Optimizer states of these models after ``epoch``, in this order, or None where any of them was not kept."""
         if OPTIMIZER_FILE not in self.info.files:

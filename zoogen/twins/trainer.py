@@ -18,7 +18,7 @@ from zoogen.twins.origin import Origin
 from zoogen.twins.sparse_rows import SparseRows
 
 LOSS_WITHIN, ACCURACY_WITHIN = 1e-3, 1e-2
-"""Relative differences of test loss and accuracy that evaluating the same weights again may show in float32."""
+"""Differences that evaluating the same weights again may show in float32: of the loss relative to it, of accuracy."""
 
 CONVERTED_LOSS_WITHIN = 1e-2
 """The same of a converted model, whose weights below about 0.0015 are removed, and in low precisions."""
@@ -77,19 +77,13 @@ class TwinTrainer:
         return self._pruned(start, 0)
 
     def _check_parents(self, seen: Checkpoint) -> None:
-        exact = self._cohort.jobs[0].training.precision == "float32"
-        for name, told, within in (
-            ("test_loss", self._origin.test_loss, LOSS_WITHIN if exact else CONVERTED_LOSS_WITHIN),
-            ("test_acc", self._origin.test_acc, ACCURACY_WITHIN),
-        ):
-            wrong = np.abs(seen.metrics[name] - told) > within * np.maximum(np.abs(told), 1e-6)
-            if wrong.any():
-                m = int(np.flatnonzero(wrong)[0])
-                raise IntegrityError(
-                    f"parent {self._cohort.jobs[m].parents[0].model_id} has {name} {seen.metrics[name][m]:.5g} here, "
-                    f"its zoo recorded {told[m]:.5g}\nthe data or the code of its architecture are not those it was "
-                    "trained with; put them back"
-                )
+        within = LOSS_WITHIN if self._cohort.jobs[0].training.precision == "float32" else CONVERTED_LOSS_WITHIN
+        if wrong := self._differing(seen, within):
+            m, what = wrong
+            raise IntegrityError(
+                f"parent {self._cohort.jobs[m].parents[0].model_id} has {what} that its zoo recorded\n"
+                "the data or the code of its architecture are not those it was trained with; put them back"
+            )
 
     def _check_conversion(self) -> None:
         """Weights that are noise from the start are removed by the conversion; that must not change the model."""
@@ -97,20 +91,27 @@ class TwinTrainer:
             return
         state = self._trainer.state()
         self._trainer.restore(replace(state, epoch=_SECOND_LOOK))
-        seen = self._trainer.checkpoint(self._cohort.model_ids).metrics
+        seen = self._trainer.checkpoint(self._cohort.model_ids)
         self._trainer.restore(state)
+        if wrong := self._differing(seen, CONVERTED_LOSS_WITHIN):
+            m, what = wrong
+            raise UserError(
+                f"twin {self._cohort.model_ids[m]} has, with noise on its weights, {what} of its parent: too many weights "
+                "are small against the noise they start with\n"
+                f"start with less: method.log_sigma2 below {self._methods[m].log_sigma2:g}"
+            )
+
+    def _differing(self, seen: Checkpoint, loss_within: float) -> tuple[int, str] | None:
+        """The first model that does not score as its parent did, and in what."""
         for name, told, within in (
-            ("test_loss", self._origin.test_loss, CONVERTED_LOSS_WITHIN),
-            ("test_acc", self._origin.test_acc, ACCURACY_WITHIN),
+            ("test_loss", self._origin.test_loss, loss_within * np.abs(self._origin.test_loss)),
+            ("test_acc", self._origin.test_acc, np.full(len(seen.model_ids), ACCURACY_WITHIN)),
         ):
-            wrong = np.abs(seen[name] - told) > within * np.maximum(np.abs(told), 1e-6)
+            wrong = ~(np.abs(seen.metrics[name] - told) <= np.maximum(within, 1e-6))
             if wrong.any():
                 m = int(np.flatnonzero(wrong)[0])
-                raise UserError(
-                    f"twin {self._cohort.model_ids[m]}: with noise on its weights its {name} is {seen[name][m]:.5g}, "
-                    f"its parent's {told[m]:.5g}: too many weights are small against the noise they start with\n"
-                    f"start with less: method.log_sigma2 below {self._methods[m].log_sigma2:g}"
-                )
+                return m, f"a {name} of {seen.metrics[name][m]:.5g} and not the {told[m]:.5g}"
+        return None
 
     # The trainer's contract
 

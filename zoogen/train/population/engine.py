@@ -57,7 +57,7 @@ class Rows:
         )
 
     def put(self, models: Sequence[int], new: Rows) -> Rows:
-        """These rows with some replaced, masks apart; optimizer state that appears for the first time is 0 elsewhere."""
+        """These rows with some replaced; optimizer state that appears for the first time is 0 elsewhere; masks stay."""
         index = torch.tensor(models, dtype=torch.int64, device=self.weights.device)
 
         def merge(old: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

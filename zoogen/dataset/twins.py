@@ -1,0 +1,208 @@
+"""Twin zoos and their parents: one found from the other, and their tables side by side."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoogen.core.errors import IntegrityError, UserError, ZoogenError
+from zoogen.store.durable import checked_name
+from zoogen.store.shard import shards_folder
+from zoogen.store.shard_info import SHARD_FILE, read_shard_info
+from zoogen.store.zoo import MANIFEST_FILE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from zoogen.dataset.selection import Selection
+    from zoogen.dataset.zoo import Zoo
+
+log = logging.getLogger(__name__)
+
+METHOD = "training.sparsify.name"
+_PLACES = frozenset({"model_id", "epoch", "shard_id", "row"})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The zoo that twins were made of, as their manifest names it.
+
+    Attributes:
+        name, version: Of that zoo.
+        path: Where it was, seen from the folder of the twins.
+        shards: Shards that the twins started from, with their digests.
+    """
+
+    name: str
+    version: int
+    path: str
+    shards: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.name!r} version {self.version}"
+
+
+class Twins(tuple["Zoo", ...]):
+    """Twin zoos of one parent; made by ``Zoo.twins``."""
+
+    __slots__ = ()
+
+    def joined(self, *columns: str) -> pd.DataFrame:
+        """``Zoo.with_parent`` of all of them, one below the other, with the folder's name of each as ``zoo``.
+
+        Columns that only some of them have are missing (NaN) in the rows of the others.
+
+        Raises:
+            UserError: there are none, or as ``Zoo.with_parent``.
+        """
+        import pandas as pd
+
+        if not self:
+            raise UserError("there are no twins to join; `zoogen sparsify` makes them, zoo.twins(PATH) finds them")
+        tables = [zoo.with_parent(*columns) for zoo in self]
+        for zoo, table in zip(self, tables, strict=True):
+            table.insert(0, "zoo", zoo.path.resolve().name)
+        return pd.concat(tables, ignore_index=True)
+
+
+def origin_of(zoo: Zoo) -> Origin | None:
+    """The zoo that ``zoo`` holds twins of, or None where its models started anew.
+
+    Raises:
+        IntegrityError: the manifest is damaged.
+        UserError: it has several parents.
+    """
+    entries = zoo.manifest.get("parents") or []
+    if not entries:
+        return None
+    try:
+        found = [Origin(e["name"], e["version"], e["path"], {checked_name("shard", s): d for s, d in e["shards"].items()})
+                 for e in entries]  # fmt: skip
+        if not all(type(o.name) is type(o.path) is str and type(o.version) is int for o in found):
+            raise TypeError("name and path are text, the version is a number")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise IntegrityError(f"{zoo.path / MANIFEST_FILE}: its parents are damaged ({error!r})") from error
+    if len(found) > 1:
+        raise UserError(f"the models of {zoo.path} were made of {len(found)} zoos: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def open_parent(twin: Zoo, given: Path | None) -> Zoo:
+    """The zoo that ``twin`` holds twins of, at ``given``, or else where the manifest says.
+
+    Raises:
+        UserError: ``twin`` holds no twins, or that zoo is not there.
+        IntegrityError: a manifest is damaged.
+    """
+    from zoogen.dataset.zoo import open_zoo
+
+    origin = origin_of(twin)
+    if origin is None:
+        raise UserError(f"zoo {twin.name!r} at {twin.path} holds no twins, so it has no parent")
+    path = twin.path / origin.path if given is None else given
+    path = Path(os.path.normpath(path)) if path.exists() else path
+    advice = f"if it was moved, say where it is: zoogen.open({str(twin.path)!r}, parent=PATH)"
+    if not (path / MANIFEST_FILE).is_file():
+        raise UserError(f"the parent of zoo {twin.name!r}, zoo {origin}, is not at {path}\n{advice}")
+    parent = open_zoo(path)
+    if other := difference(parent, origin):
+        raise UserError(f"{path} is not the zoo that the twins in {twin.path} were made of: {other}\n{advice}")
+    return parent
+
+
+def difference(zoo: Zoo, origin: Origin) -> str | None:
+    """Why ``zoo`` is not the one that ``origin`` names, or None: it is. Shards that were added since do not matter.
+
+    Raises:
+        IntegrityError: a description of a shard is damaged.
+    """
+    if (zoo.name, zoo.version) != (origin.name, origin.version):
+        return f"it is zoo {zoo.name!r} version {zoo.version}, they are of zoo {origin}"
+    for shard_id, digest in origin.shards.items():
+        folder = shards_folder(zoo.path) / shard_id
+        if not (folder / SHARD_FILE).is_file():
+            return f"it has no shard {shard_id}"
+        if read_shard_info(folder).digest != digest:
+            return f"its shard {shard_id} holds other weights than the one they started from"
+    return None
+
+
+def find_twins(parent: Zoo, paths: Sequence[str | os.PathLike[str]]) -> Twins:
+    """See ``Zoo.twins``."""
+    if not paths:
+        return _beside(parent)
+    folders = [Path(p) for p in paths]
+    places = [folder.resolve() for folder in folders]
+    if twice := [str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise UserError(f"a twin zoo is given twice: {', '.join(twice)}")
+    return Twins(_as_twin(folder, parent) for folder in folders)
+
+
+def _as_twin(folder: Path, parent: Zoo) -> Zoo:
+    from zoogen.dataset.zoo import open_zoo
+
+    twin = open_zoo(folder)
+    origin = origin_of(twin)
+    other = "its models started anew, they are no twins" if origin is None else difference(parent, origin)
+    if other:
+        raise UserError(_no_twins(folder, parent, origin, other))
+    twin.parent = parent
+    return twin
+
+
+def _no_twins(folder: Path, parent: Zoo, origin: Origin | None, other: str) -> str:
+    said = f"{folder} holds no twins of zoo {parent.name!r} at {parent.path}"
+    if origin is None:
+        return f"{said}: {other}\n`zoogen sparsify {parent.path}` makes twins of it"
+    if (parent.name, parent.version) != (origin.name, origin.version):
+        return f"{said}: they are twins of zoo {origin}\ngive that zoo instead, or other twins"
+    return f"{said}, but of another zoo of that name: here, {other}\ngive the zoo that they were made of"
+
+
+def _beside(parent: Zoo) -> Twins:
+    from zoogen.dataset.zoo import open_zoo
+
+    own = parent.path.resolve()
+    found = []
+    for manifest in sorted(own.parent.glob(f"*/{MANIFEST_FILE}")):
+        if manifest.parent == own:
+            continue
+        try:
+            origin = origin_of(open_zoo(manifest.parent))
+            if origin is None or (origin.name, origin.version) != (parent.name, parent.version):
+                continue
+            found.append(_as_twin(manifest.parent, parent))
+        except ZoogenError as error:  # a neighbour is not what was asked for
+            log.warning("left out: %s", error)
+    return Twins(found)
+
+
+def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
+    """See ``Selection.with_parent``."""
+    import pandas as pd
+
+    twin = selection.zoo
+    parent = twin.parent.tables
+    model_of = twin.tables.model_of[selection.rows]
+    origins = twin.tables.models[["parent_id", "parent_epoch"]]
+    keys = pd.MultiIndex.from_arrays([parent.checkpoints["model_id"], parent.epochs])
+    # Once per model: its states share a parent.
+    places = keys.get_indexer(pd.MultiIndex.from_arrays([origins["parent_id"], origins["parent_epoch"]]))[model_of]
+    if (places < 0).any():
+        lost = origins.iloc[model_of[places < 0][0]]
+        raise IntegrityError(
+            f"{twin.parent.path}: the checkpoint of model {lost['parent_id']} at epoch {lost['parent_epoch']}, from which "
+            f"a twin in {twin.path} started, is not in its tables\n`zoogen verify` says why"
+        )
+    table = selection.joined(*columns)
+    added: dict[str, Any] = {"method": twin.tables.models[METHOD].astype("str").take(model_of).to_numpy()}
+    added |= {name: origins[name].take(model_of).to_numpy() for name in origins.columns}
+    theirs = parent.checkpoints
+    added |= {f"parent.{n}": theirs[n].take(places).to_numpy() for n in theirs.columns if n not in _PLACES}
+    if "test_acc" in table and "parent.test_acc" in added:
+        added["acc_drop"] = added["parent.test_acc"] - table["test_acc"].to_numpy()
+    return pd.concat([table.drop(columns=[n for n in added if n in table]), pd.DataFrame(added)], axis=1)
