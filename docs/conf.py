@@ -31,9 +31,12 @@ def write_references(app: Any) -> None:
     """Write the Markdown of what the code knows about itself into ``docs/reference`` (not under version control)."""
     from zoogen.blueprint.reference import reference
     from zoogen.train.metrics import METRICS
+    from zoogen.twins.measures import TWIN_METRICS
 
-    rows = [f"| `{name}` | {meaning} |" for name, meaning in METRICS.items()]
-    metrics = "\n".join(["| column | meaning |", "| --- | --- |", *rows, ""])
+    metrics, twins = (
+        "\n".join(["| column | meaning |", "| --- | --- |", *(f"| `{k}` | {v} |" for k, v in told.items()), ""])
+        for told in (METRICS, TWIN_METRICS)
+    )
     folder = Path(app.srcdir) / "reference"
     folder.mkdir(exist_ok=True)
     # Not a glob: Sphinx warns, and cannot be told not to, where there are no results yet.
@@ -41,8 +44,9 @@ def write_references(app: Any) -> None:
     benchmarks = (
         "\n".join(["```{toctree}", ":maxdepth: 1", "", *results, "```", ""]) if results else "No results yet.\n"
     )
-    for name, text in {"blueprint.md": reference(), "metrics.md": metrics, "benchmarks.md": benchmarks}.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    pages = {"blueprint": reference(), "metrics": metrics, "twin-metrics": twins, "benchmarks": benchmarks}
+    for name, text in pages.items():
+        (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
 
 def hide_colon(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

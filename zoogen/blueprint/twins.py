@@ -136,6 +136,13 @@ class TwinRecipe:
     cohort_size: int | None
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a YAML file is a twin recipe rather than a blueprint: it has a ``method``."""
+    text = read_file(path)
+    root = read_yaml(text, Source(str(path), tuple(text.splitlines())), Problems())
+    return isinstance(root, MapNode) and "method" in root
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> TwinRecipe:
     """Read and check a recipe file; ``overrides`` are ``key=value`` texts on top of it.
 

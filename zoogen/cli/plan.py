@@ -36,9 +36,11 @@ def plan(blueprints: tuple[Path, ...], overrides: tuple[str, ...], calibrate: bo
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:
+    from zoogen.blueprint.twins import is_recipe
+
     files: list[Path] = []
     for path in paths:
-        own = sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+        own = [p for p in sorted(path.rglob("*.yaml")) if not is_recipe(p)] if path.is_dir() else [path]
         if not own:
             raise click.UsageError(f"{path} holds no blueprint (*.yaml)")
         files += own

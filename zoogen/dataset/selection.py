@@ -192,17 +192,10 @@ class Selection:
         Raises:
             UserError: the zoo holds no twins, or models of several layouts.
             IntegrityError: a shard is damaged; the message names it.
-            EnvironmentFault: the memory does not hold them.
         """
-        prunable = len(self.layout.prunable_places)
-        _check_memory(len(self), prunable, itemsize=1)
-        with self.zoo.shards as shards:
-            found = shards.kept(self.states(), prunable)
-        if found is None:
-            raise UserError(
-                f"zoo {self.zoo.name!r} holds no sparse twins, so its states have no masks; `zoogen sparsify` makes twins"
-            )
-        return found
+        from zoogen.dataset.twins import read_kept
+
+        return read_kept(self)
 
     def log_alpha(self) -> np.ndarray:
         """float32 [states, W]: log alpha of every prunable weight, of twins by variational dropout; as ``kept``.
@@ -210,18 +203,10 @@ class Selection:
         Raises:
             UserError: it was not kept, or models of several layouts.
             IntegrityError: a shard is damaged; the message names it.
-            EnvironmentFault: the memory does not hold it.
         """
-        prunable = len(self.layout.prunable_places)
-        _check_memory(len(self), prunable)
-        with self.zoo.shards as shards:
-            found = shards.log_alpha(self.states(), prunable)
-        if found is None:
-            raise UserError(
-                "some of these states have no log alpha; recipes of variational dropout with "
-                "`checkpoints: {log_alpha: true}` keep it"
-            )
-        return found
+        from zoogen.dataset.twins import read_log_alpha
+
+        return read_log_alpha(self)
 
     def dataset(self, target: str | None = None, columns: str | Sequence[str] | None = None) -> StatesDataset:
         """A ``torch.utils.data.Dataset`` of (weights float32 [P], target), or of (weights, metadata as a dict).
@@ -310,8 +295,8 @@ class Selection:
         )
 
 
-def _check_memory(states: int, width: int, itemsize: int = 4) -> None:
-    needed = itemsize * states * width
+def _check_memory(states: int, width: int) -> None:
+    needed = 4 * states * width
     if needed < _SMALL:
         return
     import psutil
@@ -319,6 +304,6 @@ def _check_memory(states: int, width: int, itemsize: int = 4) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise EnvironmentFault(
-            f"{states:,} states of {width:,} numbers take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free\n"
-            "select fewer epochs, models or tensors; iter_weights() reads weights part by part"
+            f"{states:,} states of {width:,} parameters take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free\n"
+            "read them part by part with iter_weights(), or select fewer epochs, models or tensors"
         )

@@ -111,7 +111,9 @@ class Shards:
         Raises:
             IntegrityError: a shard is damaged, or is not what the tables say.
         """
-        return self._optional(states, np.empty((len(states), prunable), np.bool_), lambda r, rows: r.kept(prunable, rows))
+        return self._optional(
+            states, np.empty((len(states), prunable), np.bool_), lambda r, rows: r.kept(prunable, rows)
+        )
 
     def log_alpha(self, states: States, prunable: int) -> np.ndarray | None:
         """float32 [states, W], log alpha of variational dropout, or None where it was not kept; as ``kept``."""

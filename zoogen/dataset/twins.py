@@ -13,9 +13,10 @@ from zoogen.core.errors import IntegrityError, UserError, ZoogenError
 from zoogen.store.durable import checked_name
 from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import SHARD_FILE, read_shard_info
-from zoogen.store.zoo import MANIFEST_FILE
+from zoogen.store.zoo import CHECKPOINTS_TABLE, MANIFEST_FILE, MODELS_TABLE
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from zoogen.dataset.selection import Selection
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METHOD = "training.sparsify.name"
+_LINKS = ["parent_id", "parent_epoch"]
 _PLACES = frozenset({"model_id", "epoch", "shard_id", "row"})
 
 
 @dataclass(frozen=True)
-class Origin:
+class Recorded:
     """The zoo that twins were made of, as their manifest names it.
 
     Attributes:
@@ -69,7 +71,7 @@ class Twins(tuple["Zoo", ...]):
         return pd.concat(tables, ignore_index=True)
 
 
-def origin_of(zoo: Zoo) -> Origin | None:
+def origin_of(zoo: Zoo) -> Recorded | None:
     """The zoo that ``zoo`` holds twins of, or None where its models started anew.
 
     Raises:
@@ -80,15 +82,20 @@ def origin_of(zoo: Zoo) -> Origin | None:
     if not entries:
         return None
     try:
-        found = [Origin(e["name"], e["version"], e["path"], {checked_name("shard", s): d for s, d in e["shards"].items()})
-                 for e in entries]  # fmt: skip
-        if not all(type(o.name) is type(o.path) is str and type(o.version) is int for o in found):
-            raise TypeError("name and path are text, the version is a number")
+        found = [_recorded(entry) for entry in entries]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{zoo.path / MANIFEST_FILE}: its parents are damaged ({error!r})") from error
     if len(found) > 1:
         raise UserError(f"the models of {zoo.path} were made of {len(found)} zoos: {', '.join(map(str, found))}")
     return found[0]
+
+
+def _recorded(entry: Mapping[str, Any]) -> Recorded:
+    shards = {checked_name("shard", shard_id): str(digest) for shard_id, digest in entry["shards"].items()}
+    found = Recorded(entry["name"], entry["version"], entry["path"], shards)
+    if not (type(found.name) is type(found.path) is str and type(found.version) is int):
+        raise TypeError("name and path are text, the version is a number")
+    return found
 
 
 def open_parent(twin: Zoo, given: Path | None) -> Zoo:
@@ -104,7 +111,7 @@ def open_parent(twin: Zoo, given: Path | None) -> Zoo:
     if origin is None:
         raise UserError(f"zoo {twin.name!r} at {twin.path} holds no twins, so it has no parent")
     path = twin.path / origin.path if given is None else given
-    path = Path(os.path.normpath(path)) if path.exists() else path
+    path = path.resolve() if path.exists() else path
     advice = f"if it was moved, say where it is: zoogen.open({str(twin.path)!r}, parent=PATH)"
     if not (path / MANIFEST_FILE).is_file():
         raise UserError(f"the parent of zoo {twin.name!r}, zoo {origin}, is not at {path}\n{advice}")
@@ -114,7 +121,7 @@ def open_parent(twin: Zoo, given: Path | None) -> Zoo:
     return parent
 
 
-def difference(zoo: Zoo, origin: Origin) -> str | None:
+def difference(zoo: Zoo, origin: Recorded) -> str | None:
     """Why ``zoo`` is not the one that ``origin`` names, or None: it is. Shards that were added since do not matter.
 
     Raises:
@@ -154,7 +161,7 @@ def _as_twin(folder: Path, parent: Zoo) -> Zoo:
     return twin
 
 
-def _no_twins(folder: Path, parent: Zoo, origin: Origin | None, other: str) -> str:
+def _no_twins(folder: Path, parent: Zoo, origin: Recorded | None, other: str) -> str:
     said = f"{folder} holds no twins of zoo {parent.name!r} at {parent.path}"
     if origin is None:
         return f"{said}: {other}\n`zoogen sparsify {parent.path}` makes twins of it"
@@ -181,6 +188,30 @@ def _beside(parent: Zoo) -> Twins:
     return Twins(found)
 
 
+def read_kept(selection: Selection) -> np.ndarray:
+    """See ``Selection.kept``."""
+    with selection.zoo.shards as shards:
+        found = shards.kept(selection.states(), len(selection.layout.prunable_places))
+    if found is None:
+        raise UserError(
+            f"zoo {selection.zoo.name!r} holds no sparse twins, so its states have no masks\n"
+            f"`zoogen sparsify {selection.zoo.path}` makes twins of it"
+        )
+    return found
+
+
+def read_log_alpha(selection: Selection) -> np.ndarray:
+    """See ``Selection.log_alpha``."""
+    with selection.zoo.shards as shards:
+        found = shards.log_alpha(selection.states(), len(selection.layout.prunable_places))
+    if found is None:
+        raise UserError(
+            "some of these states have no log alpha\n"
+            "recipes of variational dropout with `checkpoints: {log_alpha: true}` keep it"
+        )
+    return found
+
+
 def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
     """See ``Selection.with_parent``."""
     import pandas as pd
@@ -188,21 +219,25 @@ def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
     twin = selection.zoo
     parent = twin.parent.tables
     model_of = twin.tables.model_of[selection.rows]
-    origins = twin.tables.models[["parent_id", "parent_epoch"]]
+    if missing := {METHOD, *_LINKS} - set(twin.tables.models.columns):
+        raise IntegrityError(f"{twin.path / MODELS_TABLE}: columns {', '.join(sorted(missing))} are missing")
+    origins = twin.tables.models[_LINKS]
     keys = pd.MultiIndex.from_arrays([parent.checkpoints["model_id"], parent.epochs])
+    if not keys.is_unique:
+        raise IntegrityError(f"{twin.parent.path / CHECKPOINTS_TABLE}: a state stands twice")
     # Once per model: its states share a parent.
     places = keys.get_indexer(pd.MultiIndex.from_arrays([origins["parent_id"], origins["parent_epoch"]]))[model_of]
     if (places < 0).any():
         lost = origins.iloc[model_of[places < 0][0]]
         raise IntegrityError(
-            f"{twin.parent.path}: the checkpoint of model {lost['parent_id']} at epoch {lost['parent_epoch']}, from which "
-            f"a twin in {twin.path} started, is not in its tables\n`zoogen verify` says why"
+            f"{twin.parent.path}: the tables lack the checkpoint of model {lost['parent_id']} at epoch "
+            f"{lost['parent_epoch']}, from which a twin in {twin.path} started\n`zoogen verify` says why"
         )
     table = selection.joined(*columns)
-    added: dict[str, Any] = {"method": twin.tables.models[METHOD].astype("str").take(model_of).to_numpy()}
-    added |= {name: origins[name].take(model_of).to_numpy() for name in origins.columns}
-    theirs = parent.checkpoints
-    added |= {f"parent.{n}": theirs[n].take(places).to_numpy() for n in theirs.columns if n not in _PLACES}
-    if "test_acc" in table and "parent.test_acc" in added:
-        added["acc_drop"] = added["parent.test_acc"] - table["test_acc"].to_numpy()
-    return pd.concat([table.drop(columns=[n for n in added if n in table]), pd.DataFrame(added)], axis=1)
+    own = origins.assign(method=twin.tables.models[METHOD].astype("str"))[["method", *_LINKS]]
+    theirs = parent.checkpoints[[n for n in parent.checkpoints.columns if n not in _PLACES]].add_prefix("parent.")
+    added = [own.take(model_of).reset_index(drop=True), theirs.take(places).reset_index(drop=True)]
+    table = pd.concat([table.drop(columns=[n for n in _LINKS if n in table]), *added], axis=1)
+    if "test_acc" in table and "parent.test_acc" in table:
+        table["acc_drop"] = table["parent.test_acc"] - table["test_acc"]
+    return table

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoogen.core.errors import EnvironmentFault, UserError
+from zoogen.core.errors import UserError
 from zoogen.report.levels import Levels, explained, levels, titles
+from zoogen.report.style import DISTINCT, GRID, INK, SOFT, STYLE, new_figure, save
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 _FORMATS = (".png", ".svg", ".pdf")
 _MOST_COLOURS, _MOST_PANELS = 6, 6
 _MOST_LINES = 400  # of single models in a panel: more would be one grey area
-
-# Okabe & Ito's colours that stand apart for every kind of colour vision, the pale yellow left out.
-_DISTINCT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_INK, _SOFT, _GRID = "#24292f", "#6e7781", "#e4e8ec"
 
 
 @dataclass(frozen=True)
@@ -61,22 +58,16 @@ def trajectories_picture(zoo: Zoo, path: Path) -> None:
         EnvironmentFault: the file cannot be written.
     """
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"cannot draw {path.name!r}: pictures end in {', '.join(_FORMATS)}")
     curves, models = _curves(zoo)
     colour, panel = choose_factors(models[[f for f in zoo.factors if f in models]], _final(curves))
-    with rc_context(_STYLE):
-        figure = Figure(figsize=(16, 9), dpi=100, facecolor="white")
-        FigureCanvasAgg(figure)
+    with rc_context(STYLE):
+        figure = new_figure(16, 9)
         _draw(figure, zoo, curves, models, colour, panel)
-        try:
-            figure.savefig(path)
-        except OSError as error:
-            raise EnvironmentFault(f"cannot write {path}: {error.strerror}") from error
+        save(figure, path)
 
 
 def choose_factors(settings: pd.DataFrame, final: np.ndarray) -> tuple[str | None, str | None]:
@@ -140,7 +131,7 @@ def _draw(
         _frame(axes, curves, ceiling)
         _chance(axes, zoo, label=code == 0)
         if panel:
-            axes.set_title(f"{names[panel]}  {label}", loc="left", fontsize=15, color=_INK, pad=8)
+            axes.set_title(f"{names[panel]}  {label}", loc="left", fontsize=15, color=INK, pad=8)
         if column == 0:
             axes.set_ylabel("test accuracy (share correct)")
         else:
@@ -199,7 +190,7 @@ def _frame(axes: Axes, curves: Curves, ceiling: float | None) -> None:
     axes.set_ylim(0, 1.0 if ceiling else None)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.grid(axis="y", color=_GRID, linewidth=1, zorder=0)
+    axes.grid(axis="y", color=GRID, linewidth=1, zorder=0)
     axes.tick_params(length=0)
 
 
@@ -208,7 +199,7 @@ def _chance(axes: Axes, zoo: Zoo, label: bool) -> None:
     if len(outputs) != 1:
         return
     chance = 1 / outputs.pop()
-    axes.axhline(chance, color=_SOFT, linewidth=1.2, linestyle=(0, (5, 4)), zorder=3)
+    axes.axhline(chance, color=SOFT, linewidth=1.2, linestyle=(0, (5, 4)), zorder=3)
     if label:
         axes.annotate(
             f"chance {chance:.3g}",
@@ -218,7 +209,7 @@ def _chance(axes: Axes, zoo: Zoo, label: bool) -> None:
             textcoords="offset points",
             ha="right",
             va="top",
-            color=_SOFT,
+            color=SOFT,
             fontsize=12,
         )
 
@@ -238,7 +229,7 @@ def _head(
     figure.text(0.06, 0.955, f"{zoo.name}: test accuracy of {len(models):,} models", fontsize=23, weight="bold")
     thin = "one model each" if shown == len(models) else f"a sample of {shown:,} models"
     said = f"Thin lines: {thin}. Thick lines: median." + (" Crosses: last finite state of a diverged model." * crosses)
-    figure.text(0.06, 0.92, said, fontsize=14, color=_SOFT)
+    figure.text(0.06, 0.92, said, fontsize=14, color=SOFT)
     if colour is None:
         return
     letters = len(colour) + sum(len(label) + 6 for label in colours.labels)
@@ -262,20 +253,7 @@ def _palette(cut: Levels) -> list[str]:
     from matplotlib.colors import to_hex
 
     if not cut.ordered:
-        return list(_DISTINCT[: len(cut)])
+        return list(DISTINCT[: len(cut)])
     numbers = len(cut) - (cut.labels[-1] == "none")
     scale = colormaps["viridis"](np.linspace(0.05, 0.8, max(1, numbers)))
     return [to_hex(tone) for tone in scale] + ["#8c959f"] * (len(cut) - numbers)
-
-
-_STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 14,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.labelsize": 15,
-    "axes.edgecolor": _SOFT,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "svg.hashsalt": "zoogen",
-}
