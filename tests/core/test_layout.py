@@ -234,3 +234,36 @@ def test_tensors_and_rows_of_another_size_are_refused():
         layout.unflatten({"float32": torch.zeros(10)})
     with pytest.raises(ValueError, match="float32 is missing"):
         layout.unflatten({})
+
+
+def test_prunable_are_trained_weights_of_convolutions_and_linear_layers_only():
+    embedding = nn.Embedding(5, 8)
+    attention = nn.MultiheadAttention(8, 2)
+    network = nn.ModuleDict(
+        {
+            "conv": nn.Conv1d(2, 3, 3),
+            "norm": nn.BatchNorm1d(3),
+            "frozen": nn.Linear(4, 4).requires_grad_(False),
+            "linear": nn.Linear(8, 6),
+            "embedding": embedding,
+            "attention": attention,
+        }
+    )
+    layout = describe_module(network)
+    assert [e.name for e in layout.prunable] == ["conv.weight", "linear.weight", "attention.out_proj.weight"]
+    row = layout.flatten(dict(network.named_parameters()) | dict(network.named_buffers()))
+    found = row[torch.from_numpy(layout.prunable_places)]
+    expected = [network["conv"].weight, network["linear"].weight, attention.out_proj.weight]
+    assert torch.equal(found, torch.cat([w.detach().flatten() for w in expected]))
+
+
+def test_a_cnn_of_2022_has_2416_prunable_weights():
+    from zoogen.architectures.cnn import CNNSmall
+
+    layout = describe_module(CNNSmall().build((1, 28, 28), 10))
+    assert len(layout.prunable_places) == 2416
+
+
+def test_a_network_without_such_layers_has_none():
+    layout = describe_module(nn.Sequential(nn.BatchNorm1d(3)))
+    assert layout.prunable == () and layout.prunable_places.tolist() == []
