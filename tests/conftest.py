@@ -26,6 +26,36 @@ checkpoints: {test_predictions: true}
 """
 
 
+PARENT_BLUEPRINT = """\
+zoo: parents
+version: 2
+description: Six small networks on scikit-learn's digits.
+task: {name: digits, split_seed: 42}
+architecture:
+  name: mlp
+  hidden: [8]
+  activation: {grid: [tanh, relu]}
+training:
+  epochs: 2
+  batch_size: 64
+  optimizer: {name: adam, lr: 1.0e-2}
+seeds: {range: [0, 3]}
+"""
+
+TWIN_RECIPES = {
+    "magnitude": """\
+method: {name: magnitude, sparsity: {grid: [0.5, 0.9]}, scope: {grid: [global, layerwise]}}
+training: {epochs: 2}
+""",
+    "random": "{method: {name: random, sparsity: {grid: [0.5, 0.9]}}, training: {epochs: 2}}\n",
+    "variational": """\
+method: {name: variational-dropout, log_sigma2: -6.0, beta: 0.3}
+training: {epochs: 4}
+checkpoints: {log_alpha: true}
+""",
+}
+
+
 class SilentReporter:
     """Hears what a build does and says nothing."""
 
@@ -46,6 +76,18 @@ def build_zoo(folder: Path, blueprint: str, *overrides: str) -> Path:
     options = BuildOptions(blueprint=file, out=folder / "zoo", overrides=overrides)
     outcome = build(options, SerialExecutor(), SilentReporter(), StopFlag())
     assert outcome.exit_code == 0, outcome
+    return outcome.path
+
+
+def make_twins(parent: Path, out: Path, recipe: str, sample: int | None = None) -> Path:
+    """Make the twins of a recipe's text in this process; returns their folder."""
+    from zoogen.build.pipeline import BuildOptions
+    from zoogen.build.sparsify import SparsifyOptions, sparsify
+    from zoogen.schedule import SerialExecutor, StopFlag
+
+    build = BuildOptions(blueprint=Path("blueprint.yaml"), out=out, sample=sample)
+    outcome = sparsify(SparsifyOptions(parent, None, recipe, (), build), SerialExecutor(), SilentReporter(), StopFlag())
+    assert not outcome.failed, outcome
     return outcome.path
 
 
@@ -75,3 +117,15 @@ def mixed_zoo(tmp_path_factory) -> Path:
         .replace("test_predictions: true", "test_predictions: false")
     )
     return build_zoo(tmp_path_factory.mktemp("mixed"), text)
+
+
+@pytest.fixture(scope="session")
+def twin_zoos(tmp_path_factory) -> Path:
+    """Folder of ``parents``, 6 small networks on digits, and their twins ``magnitude`` (2 sparsities x 2 scopes),
+    ``random`` (2 sparsities; 10 of 12 are trained) and ``variational`` (4 epochs). Copy them to change them.
+    """
+    folder = tmp_path_factory.mktemp("twins")
+    build_zoo(folder, PARENT_BLUEPRINT).rename(folder / "parents")
+    for name, recipe in TWIN_RECIPES.items():
+        make_twins(folder / "parents", folder / name, recipe, sample=10 if name == "random" else None)
+    return folder

@@ -53,6 +53,10 @@ def loads(text: str, source: str = "<text>", overrides: Sequence[str] = ()) -> B
         problems.add(Position(origin) if root is None else root.position, what, "start with: zoo: my-zoo")
         problems.raise_any()
     assert isinstance(root, MapNode)
+    if "method" in root and "zoo" not in root:
+        help = f"make its twins of a zoo: zoogen sparsify ZOO --recipe {source}"
+        problems.add(root.position, "this is a twin recipe, not a blueprint", help)
+        problems.raise_any()
     blueprint = _Loading(apply(root, overrides, problems), problems).blueprint(text, tuple(overrides))
     problems.raise_any()
     assert blueprint is not None

@@ -167,6 +167,10 @@ def loads_recipe(text: str, source: str = "<text>", overrides: Sequence[str] = (
         problems.add(root.position, f"a twin recipe is a mapping of keys, got {show(root)}", "start with: method:")
         problems.raise_any()
     assert isinstance(root, MapNode)
+    if "zoo" in root and "method" not in root:
+        help = "`zoogen build` grows it; a recipe makes twins of a zoo that is there, and starts with: method:"
+        problems.add(root.position, "this is a blueprint, not a twin recipe", help)
+        problems.raise_any()
     found = _Reading(apply(root, overrides, problems), problems).recipe(text, tuple(overrides))
     problems.raise_any()
     assert found is not None
@@ -183,10 +187,7 @@ class _Reading:
     def recipe(self, text: str, overrides: tuple[str, ...]) -> TwinRecipe | None:
         for key, _ in self._root:
             if key.value not in KEYS:
-                help = suggest(key.raw, KEYS)
-                if key.value in ("zoo", "architecture", "task", "seeds"):
-                    help = "this looks like a blueprint: `zoogen build` grows it; a recipe makes twins of a zoo"
-                self._problems.add(key.position, f"unknown key {key.raw!r} in a twin recipe", help)
+                self._problems.add(key.position, f"unknown key {key.raw!r} in a twin recipe", suggest(key.raw, KEYS))
         head = self._typed(self._root, TwinHead, "", only_known=True)
         parts = {name: self._section(name, keys) for name, keys in SECTIONS.items()}
         methods = self._methods()
@@ -195,7 +196,9 @@ class _Reading:
         training = TwinTrainingKeys(**parts["training"])
         epochs = training.epochs or (15 if methods[0].masked else 25)
         self._check_rounds(methods, epochs)
-        policy = {k: v for k, v in parts["checkpoints"].items() if k != "log_alpha"}
+        log_alpha = parts["checkpoints"].pop("log_alpha", False)
+        policy = checkpoint_policy({**parts["checkpoints"], "optimizer": "none"})
+        self._check_stored(policy, epochs, log_alpha and methods[0].masked)
         own, cohort = resources(parts["resources"])
         return TwinRecipe(
             name=head.get("twins"),
@@ -208,8 +211,8 @@ class _Reading:
             parents=ParentKeys(**parts["parents"]),
             lr_scale=training.lr_scale,
             schedule=training.schedule,
-            checkpoints=checkpoint_policy({**policy, "optimizer": "none"}),
-            log_alpha=parts["checkpoints"].get("log_alpha", False),
+            checkpoints=policy,
+            log_alpha=log_alpha,
             resources=own if parts["resources"] else None,
             cohort_size=cohort,
         )
@@ -280,6 +283,16 @@ class _Reading:
             return (form.node,)
         self._problems.add(node.position, "a twin recipe knows plain values and grids", "write {grid: [...]}")
         return ()
+
+    def _check_stored(self, policy: CheckpointPolicy, epochs: int, useless_log_alpha: bool) -> None:
+        node = self._root.get("checkpoints") or self._root
+        if not policy.recording(epochs).epochs:
+            message = f"no checkpoint would be stored of a training of {epochs} epochs"
+            self._problems.add(node.position, message, "list an epoch that is reached, or leave checkpoints out")
+        if useless_log_alpha:
+            message = "pruned twins have no log alpha to keep"
+            help = "leave checkpoints.log_alpha out, or make twins by method.name: variational-dropout"
+            self._problems.add(node.position, message, help)
 
     def _check_rounds(self, methods: Sequence[Any], epochs: int) -> None:
         for method in methods:

@@ -147,25 +147,32 @@ class ParentZoo:
             )
         return found[rows]
 
-    def check(self, needed: Mapping[str, Collection[int]]) -> dict[str, str]:
-        """Digests by id of the shards that hold the checkpoints ``needed`` (model id -> epochs), all verified.
+    def shards_of(self, needed: Mapping[str, Collection[int]]) -> list[str]:
+        """Ids of the shards that hold the checkpoints ``needed`` (model id -> epochs), sorted.
 
         Raises:
             UserError: a checkpoint is not stored (of an epoch to rewind to, say).
-            IntegrityError: a shard is damaged.
         """
         tables = self._zoo.tables
         ids, epochs = tables.checkpoints["model_id"].to_numpy(), tables.epochs
         places = {(m, e): i for i, (m, e) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)) if m in needed}
         names = tables.checkpoints["shard_id"].to_numpy()
-        shards: set[str] = set()
-        for model_id, wanted in needed.items():
-            for epoch in wanted:
-                if (model_id, epoch) not in places:
-                    raise self._not_stored([int(np.flatnonzero(tables.ids == model_id)[0])], epoch)
-                shards.add(names[places[model_id, epoch]])
+        wanted = [(model_id, epoch) for model_id, epochs_of in needed.items() for epoch in epochs_of]
+        if gone := [key for key in wanted if key not in places]:
+            epoch = gone[0][1]
+            models = [model_id for model_id, at in gone if at == epoch]
+            raise self._not_stored(np.flatnonzero(np.isin(tables.ids, models)).tolist(), epoch)
+        return sorted({names[places[key]] for key in wanted})
+
+    def check(self, needed: Mapping[str, Collection[int]]) -> dict[str, str]:
+        """Digests by id of these shards, all of them read and found whole.
+
+        Raises:
+            UserError: as ``shards_of``.
+            IntegrityError: a shard is damaged.
+        """
         found = {}
-        for shard_id in sorted(shards):
+        for shard_id in self.shards_of(needed):
             place = shards_folder(self.path) / shard_id
             if damage := problems_of(place):
                 file, problem = damage[0]
@@ -194,13 +201,11 @@ def read_origin(zoo: Path, cohort: Cohort) -> Origin:
         IntegrityError: a shard of the parent zoo is damaged, or a checkpoint is no longer there.
     """
     origins = [(job.parents[0].model_id, job.parents[0].epoch) for job in cohort.jobs]
-    rewinds = [
-        next(((p.model_id, p.epoch) for p in job.parents if p.role == "rewind"), origins[m])
-        for m, job in enumerate(cohort.jobs)
-    ]
+    told = [next((p for p in job.parents if p.role == "rewind"), None) for job in cohort.jobs]
+    rewinds = [(p.model_id, p.epoch) if p else origins[m] for m, p in enumerate(told)]
     found = _read(zoo, {*origins, *rewinds})
     weights, side, scores = _stacked(found, origins)
-    back, back_side, _ = _stacked(found, rewinds) if rewinds != origins else (None, {}, None)
+    back, back_side, _ = _stacked(found, rewinds) if any(told) else (None, {}, None)
     return Origin(weights, side, scores[:, 0], scores[:, 1], back, back_side)
 
 

@@ -21,7 +21,7 @@ from zoogen.build.programs import Settlement, Wish, kinds_of
 from zoogen.build.reconcile import cell_numbers, reconcile
 from zoogen.build.storing import Note, Progress
 from zoogen.build.worker import CohortWorker
-from zoogen.core.errors import EnvironmentFault
+from zoogen.core.errors import EnvironmentFault, UserError
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
 from zoogen.core.words import in_bytes
@@ -178,7 +178,14 @@ def _selection(plan: Plan, options: BuildOptions) -> np.ndarray:
 
 @contextmanager
 def _locked(folder: ZooFolder) -> Iterator[None]:
-    """Hold the zoo; where nothing came of a new one, leave no trace of it."""
+    """Hold the zoo; where nothing came of a new one, leave no trace of it.
+
+    Raises:
+        UserError: a file is in the way, or another build holds the zoo.
+    """
+    for place in (folder.path, *folder.path.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, not a folder\nchoose another place for the zoo (--out DIR)")
     made = [p for p in (work_folder(folder.path), folder.path, *folder.path.parents) if not p.exists()]
     with disk_faults(str(folder.path), folder.path.parent, 1 << 16), folder.lock():
         try:

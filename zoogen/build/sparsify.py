@@ -9,6 +9,7 @@ from pathlib import Path
 from zoogen.blueprint.twins import TwinRecipe, load_recipe, loads_recipe
 from zoogen.build.parents import ParentZoo
 from zoogen.build.pipeline import BuildOptions, Outcome, Reporter, grow
+from zoogen.core.errors import UserError
 from zoogen.plan import Plan
 from zoogen.plan.twins import parents_of, plan_twins
 from zoogen.schedule import Executor, StopFlag
@@ -55,17 +56,22 @@ def plan_of(options: SparsifyOptions) -> tuple[Plan, ParentZoo]:
     """
     recipe = read_recipe(options)
     parent = ParentZoo(options.parent, options.allow)
-    return plan_twins(recipe, parent.plan, parent.choose(recipe.parents)), parent
+    plan = plan_twins(recipe, parent.plan, parent.choose(recipe.parents))
+    parent.shards_of(parents_of(plan))
+    return plan, parent
 
 
 def sparsify(options: SparsifyOptions, executor: Executor, reporter: Reporter, stop: StopFlag) -> Outcome:
     """Make the twins of a zoo that its recipe describes; those that are stored already are kept.
 
     Raises:
-        UserError, EnvironmentFault, IntegrityError, Incomplete: as ``build``, and what ``plan_of`` raises.
+        UserError, EnvironmentFault, IntegrityError, Incomplete: as ``build``, and what ``plan_of`` raises; twins would
+            lie in their parents' folder.
     """
     plan, parent = plan_of(options)
     out = options.build.out or beside(parent.path, plan)
+    if parent.path.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out} is the parents' zoo, or in it, and that is never written\nchoose another: --out DIR")
     described = parent.described(parent.check(parents_of(plan)), out)
     with executor:
         executor.start()

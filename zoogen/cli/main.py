@@ -20,6 +20,7 @@ _COMMANDS = {
     "plan": "zoogen.cli.plan",
     "status": "zoogen.cli.status",
     "info": "zoogen.cli.info",
+    "twins": "zoogen.cli.twins",
     "verify": "zoogen.cli.verify",
     "schema": "zoogen.cli.schema",
 }

@@ -56,12 +56,17 @@ def plan_twins(recipe: TwinRecipe, parent: Plan, chosen: ChosenParents) -> Plan:
 
 
 def _check_prunable(group: Group, layout: Layout, recipe: TwinRecipe) -> None:
-    method = recipe.methods[0]
+    method, name = recipe.methods[0], group.architecture.registered_name
     able = [e for e in layout.prunable if method.masked or e.module in NOISY]
     if not able:
         raise UserError(
-            f"architecture {group.architecture.registered_name!r} has no weights of convolutions or linear layers that "
+            f"architecture {name!r} has no weights of convolutions or linear layers that "
             f"{method.registered_name} could remove\nchoose other models with --where"
+        )
+    if len({e.order for e in able}) < 2 and any(m.masked and m.scope == "channels" for m in recipe.methods):
+        raise UserError(
+            f"architecture {name!r} has one layer, whose channels are the outputs; none of those is removed\n"
+            "take another scope (method.scope: global), or choose other models with --where"
         )
 
 
@@ -92,7 +97,7 @@ def _twins(group: Group, cells: np.ndarray, epochs: np.ndarray, methods: Sequenc
         _training(group.training, methods[0], recipe),
         _recording(recipe),
         recipe.resources or group.resources,
-        recipe.cohort_size,
+        recipe.cohort_size or group.cohort_size,
         tuple(varying),
         group.seeds[own],
         group.apart,

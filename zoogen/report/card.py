@@ -28,7 +28,7 @@ def card(zoo: Zoo) -> str:
         "## What varies",
         _factors(found),
         "## Blueprint",
-        *_blueprint(zoo),
+        *_blueprint(zoo, found),
         "## Files",
         _FILES,
         "## Licence",
@@ -65,7 +65,8 @@ def _made_with(zoo: Zoo) -> str:
 def _counts(found: Summary) -> str:
     first, last, count = found.epochs
     statuses = ", ".join(f"{n:,} {status}" for status, n in found.by_status.items() if n)
-    rows = [("models", f"{found.models:,} ({statuses})")]
+    rows = [("twins of", str(found.twins_of))] if found.twins_of else []
+    rows.append(("models", f"{found.models:,} ({statuses})"))
     rows.append(("states", f"{found.states:,} at {count} epochs from {first} to {last}" if count else "none yet"))
     rows.append(("model split", ", ".join(f"{n:,} {side}" for side, n in found.split.items())))
     rows += [
@@ -95,14 +96,16 @@ def _numbers(score: Score) -> str:
     return f"median {score.median:.3f}, {score.min:.3f} to {score.max:.3f}"
 
 
-def _blueprint(zoo: Zoo) -> list[str]:
+def _blueprint(zoo: Zoo, found: Summary) -> list[str]:
     blueprints = zoo.manifest.get("blueprints", [])
     if not blueprints:
         return ["None is kept: the zoo was not made by `zoogen build`."]
     given = blueprints[-1]
     options = "".join(f" --set {override!r}" for override in given["overrides"])
     earlier = f" {len(blueprints) - 1} earlier ones stand in `zoo.json`." if len(blueprints) > 1 else ""
-    said = f"`zoogen build blueprint.yaml{options}` makes the zoo again.{earlier}"
+    parent = found.twins_of
+    command = f"zoogen sparsify {parent.path} --recipe" if parent else "zoogen build"
+    said = f"`{command} blueprint.yaml{options}` makes the zoo again.{earlier}"
     return [said, _code(given["text"].strip("\n"), "yaml")]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoogen.core.words import in_bytes
+from zoogen.dataset.twins import METHOD, origin_of
 from zoogen.report.levels import levels
 
 if TYPE_CHECKING:
@@ -33,6 +34,29 @@ class Score:
 
 
 @dataclass(frozen=True)
+class TwinsOf:
+    """What a twin zoo holds twins of.
+
+    Attributes:
+        name, version: Of the parent zoo.
+        path: Where it was, seen from the twin zoo.
+        methods: Number of twins by method.
+        sparsity: Median over the twins with states, each at its last one; None without any.
+    """
+
+    name: str
+    version: int
+    path: str
+    methods: dict[str, int]
+    sparsity: float | None
+
+    def __str__(self) -> str:
+        methods = " and ".join(f"{name} ({count:,} models)" for name, count in self.methods.items())
+        median = "" if self.sparsity is None else f"; median sparsity {self.sparsity:.3f}"
+        return f"{self.name} version {self.version}, by {methods}{median}"
+
+
+@dataclass(frozen=True)
 class Summary:
     """A zoo in numbers.
 
@@ -49,6 +73,7 @@ class Summary:
         split: Models on each side of the model split.
         accuracy: Of all models.
         factors: Dotted key -> value -> accuracy of the models with it; many values are put together as ranges.
+        twins_of: Of a twin zoo, its parent; else None.
     """
 
     name: str
@@ -66,6 +91,7 @@ class Summary:
     split: dict[str, int]
     accuracy: Score
     factors: dict[str, dict[str, Score]]
+    twins_of: TwinsOf | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; what was not measured is null."""
@@ -115,7 +141,17 @@ def summary(zoo: Zoo) -> Summary:
         split={str(side): int(count) for side, count in models["split"].value_counts(sort=False).items()},
         accuracy=_score(score),
         factors={key: _by_value(models[key], score) for key in zoo.factors if key in models},
+        twins_of=_twins_of(zoo, models),
     )
+
+
+def _twins_of(zoo: Zoo, models: pd.DataFrame) -> TwinsOf | None:
+    origin = origin_of(zoo)
+    if origin is None:
+        return None
+    counts = {str(name): int(count) for name, count in models[METHOD].astype("str").value_counts().items()}
+    known = models["sparsity"].dropna().to_numpy() if "sparsity" in models else np.empty(0)
+    return TwinsOf(origin.name, origin.version, origin.path, counts, float(np.median(known)) if len(known) else None)
 
 
 def _tasks(zoo: Zoo, models: pd.DataFrame) -> list[dict[str, Any]]:
@@ -148,6 +184,8 @@ def _head(found: Summary) -> list[str]:
     disk = f"{in_bytes(found.bytes_on_disk)} on disk, of which {in_bytes(found.weight_bytes)} are float32 weights"
     lines = [f"{found.name} version {found.version}", *textwrap.wrap(found.description, WIDTH), ""]
     lines += _entry("path", found.path)
+    if found.twins_of is not None:
+        lines += _entry("twins of", str(found.twins_of))
     lines += _entry("models", f"{found.models:,}: {statuses or 'none'}")
     lines += _entry("model split", ", ".join(f"{count:,} {side}" for side, count in found.split.items()))
     lines += _entry("states", f"{found.states:,}; {every}" if found.states else "none yet")

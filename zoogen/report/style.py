@@ -25,8 +25,9 @@ STYLE: dict[Any, Any] = {
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "svg.hashsalt": "zoogen",
+    "text.parse_math": False,  # names are shown as they are
 }
-_LETTERS = 105  # of a legend's line, at font size 15 on 16 inches
+_LETTERS = 118  # of a legend's line, at font size 15 on 16 inches
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -62,19 +63,19 @@ def head(figure: Figure, title: str, said: str) -> None:
 def legend_below_head(figure: Figure, labels: Sequence[str], handles: Sequence[Any]) -> float:
     """A legend in as many lines as it takes below the head; returns where it ends, as a share of the height."""
     height = figure.get_figheight()
-    widest = max(len(label) for label in labels) + 6
+    widest = max(len(label) for label in labels) + 8
     columns = max(1, min(len(labels), _LETTERS // widest))
     figure.legend(
         list(handles),
         list(labels),
         loc="upper left",
-        bbox_to_anchor=(0.06, 1 - 0.86 / height),
+        bbox_to_anchor=(0.06, 1 - 0.91 / height),
         ncols=columns,
         frameon=False,
         fontsize=15,
-        handlelength=1.4,
+        handlelength=2.2,
         columnspacing=1.6,
         borderaxespad=0,
         borderpad=0,
     )
-    return 1 - (0.86 + 0.34 * ceil(len(labels) / columns)) / height
+    return 1 - (0.91 + 0.3 * ceil(len(labels) / columns)) / height

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +23,7 @@ from zoogen.train.optimizer_state import flat_state, load_flat_state
 from zoogen.train.precision import check_precision, loss_scale, matrix_arithmetic, mixed
 from zoogen.train.sparsify.masks import first_mask
 from zoogen.train.sparsify.noise import NoiseStream
-from zoogen.train.sparsify.variational import kl_term, variational_layers
+from zoogen.train.sparsify.variational import kl_term, layer_by_layer, variational_layers
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ class TrainedModel:
                 return self.module(self._prepare(inputs_B)).float()
 
         self.module.eval()
-        with borrowed_generators(self._device), matrix_arithmetic(precision):
+        shortcuts = layer_by_layer() if self._noisy else nullcontext()
+        with borrowed_generators(self._device), matrix_arithmetic(precision), shortcuts:
             # A network that draws even in eval mode shall draw the same after a resume.
             seed_generators(0, self._device)
             return evaluate(network, self._data, part, self._device, first=first, label_smoothing=label_smoothing)

@@ -19,12 +19,15 @@ TWIN_METRICS: dict[str, str] = {
 
 
 def agreement(predictions_MN: np.ndarray, parents_MN: np.ndarray) -> np.ndarray:
-    """Share of equal predictions, float64 [M]."""
-    return (predictions_MN == parents_MN).mean(axis=1)
+    """Share of equal predictions, float64 [M]; NaN without samples."""
+    same_MN = predictions_MN == parents_MN
+    return same_MN.mean(axis=1) if same_MN.size else np.full(len(same_MN), np.nan)
 
 
 def cohens_kappa(predictions_MN: np.ndarray, parents_MN: np.ndarray) -> np.ndarray:
     """(p_o - p_e) / (1 - p_e), float64 [M] (Cohen 1960); 1 where both always predict one and the same class."""
+    if not predictions_MN.size:
+        return np.full(len(predictions_MN), np.nan)
     classes = int(max(predictions_MN.max(), parents_MN.max())) + 1
     observed = agreement(predictions_MN, parents_MN)
     found = np.ones(len(observed))
@@ -48,4 +51,4 @@ def distances(weights_MP: np.ndarray, parents_MP: np.ndarray, layout: Layout) ->
 def layer_sparsities(kept_MW: np.ndarray, layout: Layout) -> np.ndarray:
     """Share of removed weights of every prunable tensor, float64 [M, tensors]."""
     ends = np.cumsum([e.size for e in layout.prunable])[:-1]
-    return np.stack([1 - part.mean(axis=1) for part in np.split(kept_MW, ends, axis=1)], axis=1)
+    return np.stack([part.mean(axis=1) for part in np.split(~kept_MW, ends, axis=1)], axis=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from zoogen.core.errors import UserError
 from zoogen.core.layout import Entry, Layout
 from zoogen.train.sparsify.methods import VariationalDropout
 from zoogen.train.sparsify.variational import kl_divergence, log_alpha
@@ -36,6 +37,9 @@ class SparseRows:
         stored: The parent's layout.
         training: The layout that trains.
         method: Of the cohort.
+
+    Raises:
+        UserError: layers with noise of their own share a weight.
     """
 
     def __init__(self, stored: Layout, training: Layout, method: object) -> None:
@@ -43,12 +47,22 @@ class SparseRows:
         self._training = training
         self._method = method
         self._entries = {e.name: e for e in training.entries}
+        self._refuse_tied()
         parts = [np.arange(o.offset, o.offset + o.size) for e in stored.entries if (o := self._float(e)) is not None]
         self._places_P = np.concatenate(parts)
 
     def _float(self, entry: Entry) -> Entry | None:
         """The entry of the same name in the layout that trains, for a float32 tensor."""
         return self._entries[entry.name] if entry.dtype == "float32" else None
+
+    def _refuse_tied(self) -> None:
+        """A weight that one layer removes and another keeps has no one value to store."""
+        for alias, name in self._training.aliases.items():
+            if alias.endswith("weight") and f"{alias.removesuffix('weight')}log_sigma2" in self._entries:
+                raise UserError(
+                    f"{alias} and {name} are one tensor, and variational dropout gives each layer noise of its own\n"
+                    "prune these models (method.name: magnitude), or choose others with --where"
+                )
 
     def put(self, rows: np.ndarray, weights_MP: np.ndarray) -> np.ndarray:
         """Training rows whose parent's tensors are ``weights_MP``."""

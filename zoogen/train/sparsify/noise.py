@@ -24,12 +24,14 @@ def normal(key: Tensor | int, first: int, count: int, dtype: torch.dtype, device
         key: Subkey of one (step, layer), or int64 [M, 1] for M models: the result is then [M, count].
     """
     counters = torch.arange(first // 2, (first + count + 1) // 2, dtype=torch.int64, device=device)
-    halves = streams.bits(key, counters).view(torch.int32).to(dtype)
+    # Rounded to 8 bits, as many numbers would be 0 as otherwise lie in the last 2**-9: far out in the tail.
+    wide = torch.promote_types(dtype, torch.float32)
+    halves = streams.bits(key, counters).view(torch.int32).to(wide)
     uniform = (halves[..., 0::2] * 2.0**-32 + 0.5).clamp(min=SMALLEST)
     radius, angle = torch.sqrt(-2 * torch.log(uniform)), halves[..., 1::2] * TURN
     pairs = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(-2)
     skipped = first % 2
-    return pairs[..., skipped : skipped + count]
+    return pairs[..., skipped : skipped + count].to(dtype)
 
 
 class Noise:

@@ -6,6 +6,8 @@ w: weight, alpha = sigma2 / w**2 the variance of its noise relative to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +31,16 @@ def log_alpha(weight: Tensor, log_sigma2: Tensor, bound: float) -> Tensor:
 def kl_divergence(log_alpha: Tensor) -> Tensor:
     """KL divergence of each weight's posterior from the log-uniform prior, in nats, approximated; of any shape."""
     return K1 - K1 * torch.sigmoid(K2 + K3 * log_alpha) + 0.5 * nn.functional.softplus(-log_alpha)
+
+
+def kl_slope(log_alpha: Tensor) -> Tensor:
+    """Derivative of ``kl_divergence`` by log alpha, element by element, without autograd.
+
+    Of ``exp`` alone, as torch's sigmoid and softplus round the last elements of a tensor otherwise than the others: a
+    model's steps would depend on how many models are trained together.
+    """
+    inner = (K2 + K3 * log_alpha).exp()
+    return -K1 * K3 / (2 + inner + 1 / inner) - 0.5 / (1 + log_alpha.exp())
 
 
 class _Variational:
@@ -55,6 +67,10 @@ class _Variational:
         self.threshold = method.threshold
         self.noise = Noise()
 
+    def extra_repr(self) -> str:
+        settings: str = super().extra_repr()  # type: ignore[misc]
+        return f"{settings}, bound={self.bound}, threshold={self.threshold}"
+
     def product(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer without noise."""
         raise NotImplementedError
@@ -80,9 +96,18 @@ class _Variational:
             return self.product(inputs, weight, bias)
         mean = self.product(inputs, self.weight, self.bias)
         of_bias = None if of_bias is None or self.bias is None else of_bias.exp() * self.bias**2
-        variance = self.product(inputs**2, own.exp() * self.weight**2, of_bias)
+        variance = self._of_squares(inputs, own.exp() * self.weight**2, of_bias)
         # Rounding may take a sum of squares below zero where an implementation subtracts.
-        return mean + torch.sqrt(variance.clamp(min=0) + TINY) * self.noise.draw(mean)
+        noise = torch.sqrt(variance.clamp(min=0) + TINY) * self.noise.draw(mean)
+        return mean + noise.to(mean.dtype)
+
+    def _of_squares(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The product of squared inputs; not in float16, whose smallest number is larger than many variances."""
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:
+            with torch.autocast(kind, enabled=False):
+                return self.product(inputs.float() ** 2, weight, bias)
+        return self.product(inputs**2, weight, bias)
 
 
 class VariationalLinear(_Variational, nn.Linear):
@@ -161,6 +186,17 @@ def convert(module: nn.Module, method: VariationalDropout) -> nn.Module:
 
 def _itself(module: nn.Module, method: VariationalDropout) -> nn.Module:
     return _KINDS[type(module)](module, method) if type(module) in _KINDS else module
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Torch's transformer layers evaluate in one go from the weights of the layers in them: here they call these."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def variational_layers(module: nn.Module) -> list[Any]:

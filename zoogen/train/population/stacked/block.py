@@ -19,6 +19,7 @@ from zoogen.train.population.stacked.losses import StackedLoss
 from zoogen.train.population.stacked.network import StackedNetwork
 from zoogen.train.population.stacked.optimizers import counts_steps, state_names, step
 from zoogen.train.precision import mixed
+from zoogen.train.sparsify.variational import kl_slope
 
 
 class Block:
@@ -130,9 +131,13 @@ class Block:
         inputs_MB, targets_MB = self._batch(size)
         self._network.masks.start_step({layer: self._draws(layer) for layer in self._dropping})
         micro = self._training.micro_batch or size
+        for noise, keys_MS in zip(self._network.noises, self._given.get("noise_keys_LMS", ()), strict=True):
+            noise.start_step(keys_MS.index_select(1, self._at))
         self._gradients.zero_()
         for inputs_Mb, targets_Mb in zip(inputs_MB.split(micro, 1), targets_MB.split(micro, 1), strict=True):
             self._backward(inputs_Mb, targets_Mb, 1 / size)
+        if "kl_weights_M" in self._given:
+            self._penalise(self._given["kl_weights_M"])
         with torch.no_grad():
             self._update()
         self._at.add_(1)
@@ -163,6 +168,17 @@ class Block:
         self._hits += (outputs_MbC.detach().argmax(2) == targets_Mb).sum(1)
         for part, gradient in zip(self._gradient_parts, found, strict=True):
             part.add_(gradient)
+
+    def _penalise(self, weights_M: Tensor) -> None:
+        """Add the gradients of each model's share of its KL divergence."""
+        alphas = self._network.alphas(self._tensors)
+        slopes = [
+            weights_M.to(own.dtype).view(-1, *(1 for _ in own.shape[1:])) * kl_slope(own.detach()) for own in alphas
+        ]
+        found = torch.autograd.grad(alphas, self._leaves, slopes, allow_unused=True)
+        for part, gradient in zip(self._gradient_parts, found, strict=True):
+            if gradient is not None:
+                part.add_(gradient)
 
     def _update(self) -> None:
         given = self._given

@@ -98,7 +98,8 @@ class StackedEngine:
     ) -> tuple[Rows, Mapping[str, Tensor]]:
         """See :class:`zoogen.train.population.engine.Engine`."""
         samples, batch = self._data.size("train"), jobs[0].training.batch_size
-        plan = Epoch(jobs, epoch, samples, [self._dropout_rates(job) for job in jobs], self._device)
+        rates_ML = [self._dropout_rates(job) for job in jobs]
+        plan = Epoch(jobs, epoch, samples, rates_ML, self._device, noisy=len(self._network.noises))
         # Kept for the next epoch only if this one comes to its end: out of memory, it must be gone.
         block, self._block = self._block, None
         if block is None or block.key != block_key(plan, rows):
@@ -121,12 +122,13 @@ class StackedEngine:
         Raises:
             Unsupported: the job's network is not the one this engine was made for.
         """
+        network = job.architecture, job.training.sparsify
         try:
-            if job.architecture in self._rates:
-                return self._rates[job.architecture]
+            if network in self._rates:
+                return self._rates[network]
         except TypeError:  # an architecture of someone else's that cannot be hashed
             return self._read_rates(job)
-        return self._rates.setdefault(job.architecture, self._read_rates(job))
+        return self._rates.setdefault(network, self._read_rates(job))
 
     def _read_rates(self, job: Job) -> tuple[float, ...]:
         module = build_network(job, seed=0)

@@ -1,6 +1,6 @@
 """What drives one epoch of a block of models, from their jobs: orders, keys, learning rates, settings of each model.
 
-Shape suffixes: M models, N samples of the training part, S steps of the epoch, L dropout layers.
+Shape suffixes: M models, N samples of the training part, S steps of the epoch, L dropout or variational layers.
 """
 
 from __future__ import annotations
@@ -33,16 +33,26 @@ def orders(jobs: Sequence[Job], epoch: int, samples: int, device: torch.device) 
 class Epoch:
     """The epoch after ``epoch`` completed ones.
 
+    Args:
+        rates_ML: Of dropout layers.
+        noisy: Number of variational layers.
+
     Attributes:
         jobs: The models.
         steps: Optimizer steps.
         tensors: All that varies between models, steps or epochs, by name, on the device. What none of the models
-            uses (momentum, clipping, a dropout layer) has no tensor, and costs nothing.
+            uses (momentum, clipping, a dropout layer, a KL term of weight 0) has no tensor, and costs nothing.
         program: What a step does with the tensors: steps of equal programs differ in the tensors' values only.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], epoch: int, samples: int, rates_ML: Sequence[Sequence[float]], device: torch.device
+        self,
+        jobs: Sequence[Job],
+        epoch: int,
+        samples: int,
+        rates_ML: Sequence[Sequence[float]],
+        device: torch.device,
+        noisy: int = 0,
     ) -> None:
         self.jobs = jobs
         self.steps = jobs[0].training.steps_per_epoch(samples)
@@ -56,9 +66,12 @@ class Epoch:
             "lr_MS": lr_MS,
             **columns([job.training.optimizer for job in jobs]),
             **self._dropout(rates_ML, first),
+            **self._noise(noisy, first),
         }
         if momentum_MS is not None:
             tensors["momentum_MS"] = momentum_MS
+        if noisy and any(weights := [_kl_weight(job, epoch, samples) for job in jobs]):
+            tensors["kl_weights_M"] = torch.tensor(weights, dtype=torch.float64)
         clips = [job.training.clip_norm for job in jobs]
         if any(clips):
             limits = [[torch.inf if c is None else c] for c in clips]
@@ -84,3 +97,13 @@ class Epoch:
                 found[f"dropout_keys_{layer}"] = step_keys(keys_M, layer, first, self.steps)
                 found[f"dropout_thresholds_{layer}"], found[f"dropout_scales_{layer}"] = thresholds_and_scales(rates_M)
         return found
+
+    def _noise(self, noisy: int, first: int) -> dict[str, Tensor]:
+        if not noisy:
+            return {}
+        keys_M = torch.tensor([streams.stream_key(job.seeds.dropout, "noise") for job in self.jobs])
+        return {"noise_keys_LMS": torch.stack([step_keys(keys_M, layer, first, self.steps) for layer in range(noisy)])}
+
+
+def _kl_weight(job: Job, epoch: int, samples: int) -> float:
+    return job.training.sparsify.kl_weight(epoch, job.training.epochs, samples)

@@ -16,6 +16,7 @@ from zoogen.train.population.stacked.crossing import on_stack
 from zoogen.train.population.stacked.normalisation import batch_norm
 from zoogen.train.population.stacked.pooling import MaxPool
 from zoogen.train.population.stacked.windows import Pair
+from zoogen.train.sparsify.variational import VariationalConv1d, VariationalConv2d
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,13 @@ class Tuned:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """``forward``, under ``vmap``."""
+        return self.product(inputs, *self._tensors())
+
+    def product(self, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
+        """``forward`` with these in the place of the layer's parameters, under ``vmap``."""
         if inputs.ndim != self._axes:  # one sample without a batch axis
-            return type(self._layer).forward(self._layer, inputs)
-        return on_stack(self._stacked, inputs, *self._tensors())
+            return self._sample(inputs, *tensors)
+        return on_stack(self._stacked, inputs, *tensors)
 
     def _stacked(self, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
         shapes = tuple(None if t is None else tuple(t.shape[1:]) for t in tensors)
@@ -75,6 +80,9 @@ class Tuned:
     def _tensors(self) -> tuple[Tensor | None, ...]:
         raise NotImplementedError
 
+    def _sample(self, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
     def _images(self, variant: str, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
         raise NotImplementedError
 
@@ -83,12 +91,12 @@ class Tuned:
 
 
 class TunedConvolution(Tuned):
-    """Of ``nn.Conv1d`` and ``nn.Conv2d``."""
+    """Of ``nn.Conv1d`` and ``nn.Conv2d``, with noise or without."""
 
     variants = tuple(convolution.VARIANTS)
 
     def __init__(self, name: str, layer: nn.Conv1d | nn.Conv2d) -> None:
-        super().__init__(name, layer, "conv1d" if type(layer) is nn.Conv1d else "conv2d")
+        super().__init__(name, layer, "conv1d" if isinstance(layer, nn.Conv1d) else "conv2d")
         axes = self._axes - 2
         dilation, kernel = _pair(layer.dilation, axes, 1), _pair(layer.kernel_size, axes, 1)
         left, right, top, bottom = 0, 0, 0, 0
@@ -105,6 +113,9 @@ class TunedConvolution(Tuned):
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self._layer.weight, self._layer.bias
+
+    def _sample(self, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
+        return self._layer._conv_forward(inputs, *tensors)
 
     def _images(self, variant: str, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
         kernels, bias = tensors
@@ -128,6 +139,9 @@ class TunedMaxPool(Tuned):
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return ()
+
+    def _sample(self, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
+        return type(self._layer).forward(self._layer, inputs)
 
     def _images(self, variant: str, inputs: Tensor, *tensors: Tensor | None) -> Tensor:
         return self._pool(variant, inputs)
@@ -153,6 +167,8 @@ def _embedding(layer: nn.Embedding, indices: Tensor) -> Tensor:
 _TUNED: Mapping[type[nn.Module], Callable[[str, Any], Tuned]] = {
     nn.Conv1d: TunedConvolution,
     nn.Conv2d: TunedConvolution,
+    VariationalConv1d: TunedConvolution,
+    VariationalConv2d: TunedConvolution,
     nn.MaxPool1d: TunedMaxPool,
     nn.MaxPool2d: TunedMaxPool,
 }
@@ -166,11 +182,15 @@ _FIXED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
 def swap(module: nn.Module) -> list[Tuned]:
     """Replace what has a fast equivalent, in place; returns the layers that have several."""
     tuned = []
+    layer: Any
     for name, layer in module.named_modules():
         if type(layer) in _TUNED:
             fast = _TUNED[type(layer)](name, layer)
             tuned.append(fast)
-            layer.forward = fast
+            if isinstance(layer, VariationalConv1d | VariationalConv2d):
+                layer.product = fast.product  # which their forward calls twice, with tensors made of their parameters
+            else:
+                layer.forward = fast
         elif type(layer) in _FIXED:
             layer.forward = partial(_FIXED[type(layer)], layer)
     return tuned

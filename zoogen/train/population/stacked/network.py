@@ -18,7 +18,9 @@ from zoogen.train.network import build_network
 from zoogen.train.population.engine import Unsupported
 from zoogen.train.population.stacked.dropout import Masks
 from zoogen.train.population.stacked.layers import swap
+from zoogen.train.population.stacked.noise import StackedNoise
 from zoogen.train.population.stacked.supported import check_constants, check_layers
+from zoogen.train.sparsify.variational import variational_layers
 
 
 class StackedNetwork:
@@ -29,6 +31,7 @@ class StackedNetwork:
         program: What it computes, as text; alike for all models that can be trained together.
         dropouts: Number of dropout layers.
         masks: What they drop.
+        noises: The noise of each variational layer, in module order.
         tuned: Layers that can be computed in several ways.
 
     Raises:
@@ -50,6 +53,10 @@ class StackedNetwork:
         for number, layer in enumerate(dropouts):
             layer.forward = _MaskedBy(self.masks, number, layer)  # type: ignore[method-assign]
         self.dropouts = len(dropouts)
+        self._noisy = variational_layers(module)
+        self.noises = [StackedNoise() for _ in self._noisy]
+        for layer, noise in zip(self._noisy, self.noises, strict=True):
+            layer.noise = noise
         self.tuned = swap(module)
         self.module = module.to(device)
         self._dtype = torch.float32
@@ -72,7 +79,22 @@ class StackedNetwork:
         return outputs
 
     def _one(self, own: dict[str, Tensor], inputs_B: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One model's outputs, and its buffers afterwards: in-place changes and new tensors alike.
+        """One model's outputs, and its buffers afterwards: in-place changes and new tensors alike."""
+        with self._holding(own):
+            outputs = self.module(inputs_B)
+            return outputs, {name: slot[leaf] for slot, leaf, name in self._slots if name in self._buffers}
+
+    def alphas(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Log alpha of everything that has noise, as ``kl_term`` sums it up: each [M, *shape]."""
+        return vmap(self._alphas)(dict(tensors))
+
+    def _alphas(self, own: dict[str, Tensor]) -> list[Tensor]:
+        with self._holding(own):
+            return [alpha for layer in self._noisy for alpha in layer.alphas()]
+
+    @contextmanager
+    def _holding(self, own: Mapping[str, Tensor]) -> Iterator[None]:
+        """With one model's tensors in the module.
 
         Not ``torch.func.functional_call``: that leaves the tensors of its last call in a layer that stands in several
         places, and looks for tied tensors anew at every call.
@@ -80,8 +102,7 @@ class StackedNetwork:
         try:
             for slot, leaf, name in self._slots:
                 slot[leaf] = own[name]
-            outputs = self.module(inputs_B)
-            return outputs, {name: slot[leaf] for slot, leaf, name in self._slots if name in self._buffers}
+            yield
         finally:
             for (slot, leaf, _), tensor in zip(self._slots, self._own, strict=True):
                 slot[leaf] = tensor

@@ -49,6 +49,8 @@ def _gradients(
     rows = {dtype: layout.flatten(state, dtype).expand(2, -1).clone() for dtype in ("float32", *layout.side_dtypes)}
     loss = StackedLoss(data, (0.0, 0.0), device)
     network.masks.start_step({layer: _draws(device) for layer in range(network.dropouts)})
+    for noise in network.noises:
+        noise.start_step(torch.tensor([[1], [3]], device=device))
     with torch.no_grad(), mixed(precision, device):
         loss(network(network.views(rows["float32"], rows), inputs_B, training=False), targets_B.expand(2, -1))
     # Last, so that layers have seen what needs a gradient.
