@@ -15,10 +15,10 @@ import zoogen
 from zoogen.core.errors import UserError
 from zoogen.dataset import Twins
 from zoogen.report.style import DISTINCT
-from zoogen.report.twin_numbers import crossings, layers, pairs, pearson, points, spearman
-from zoogen.report.twin_page import told
-from zoogen.report.twin_rows import TwinRows, read_rows
 from zoogen.report.twins import twins_report
+from zoogen.report.twins.numbers import crossings, layers, pairs, pearson, points, spearman
+from zoogen.report.twins.page import told
+from zoogen.report.twins.rows import TwinRows, read_rows
 
 NAMES = ("accuracy", "agreement", "layers", "correlation")
 

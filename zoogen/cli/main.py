@@ -17,10 +17,10 @@ from zoogen.core.errors import EnvironmentFault, Incomplete, UserError, ZoogenEr
 _COMMANDS = {
     "build": "zoogen.cli.build",
     "sparsify": "zoogen.cli.sparsify",
+    "twins": "zoogen.cli.twins",
     "plan": "zoogen.cli.plan",
     "status": "zoogen.cli.status",
     "info": "zoogen.cli.info",
-    "twins": "zoogen.cli.twins",
     "verify": "zoogen.cli.verify",
     "schema": "zoogen.cli.schema",
 }

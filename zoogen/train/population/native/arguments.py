@@ -30,6 +30,7 @@ def struct(lanes: int) -> type[ctypes.Structure]:
         ("key_steps", integer),
         ("masks", pointer),
         *((name, pointer) for name in ("loss_sums", "gradient_norms", "hits", "outputs", "scratch")),
+        *((name, pointer) for name in ("noise_keys", "kl_weights")),
     ]
     return type("Args", (ctypes.Structure,), {"_fields_": fields})
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoogen.core import streams
 from zoogen.core.layout import Layout
 from zoogen.core.records import Job
 from zoogen.train.dropout import CounterDropout, replace_dropout
@@ -79,6 +80,8 @@ class Block:
             **columns,
         )
         self._dropout()
+        self._noise_keys = torch.tensor([streams.stream_key(job.seeds.dropout, "noise") for job in jobs])
+        self._noisy_layers = len(graph.noisy)
         if rows.kept is not None:
             masks_MT = rows.weights.new_ones(len(rows), layout.trainable)
             masks_MT[:, torch.from_numpy(layout.prunable_places)] = rows.kept.to(masks_MT)
@@ -123,12 +126,24 @@ class Block:
         )
 
     def keys_from(self, first_step: int, steps: int) -> None:
-        """Provide the dropout keys of a run of steps."""
+        """Provide the keys of dropout and noise for a run of steps."""
+        self.arguments.set(key_steps=steps)
         if self._program.settings.dropout:
             layers = len(dropout_rates(self._jobs[0]))
-            keys = [step_keys(self._dropout_keys, layer, first_step, steps) for layer in range(layers)]
-            keys_KSL = torch.stack([self.pad(k).T for k in keys]).contiguous()
-            self.arguments.set(dropout_keys=keys_KSL, key_steps=steps)
+            self.arguments.set(dropout_keys=self._keys(self._dropout_keys, layers, first_step, steps))
+        if self._noisy_layers:
+            self.arguments.set(noise_keys=self._keys(self._noise_keys, self._noisy_layers, first_step, steps))
+
+    def _keys(self, keys_M: Tensor, layers: int, first_step: int, steps: int) -> Tensor:
+        """Subkeys of each layer and step, int64 [layers, S, LANES]."""
+        return torch.stack([self.pad(step_keys(keys_M, k, first_step, steps)).T for k in range(layers)]).contiguous()
+
+    def weigh_kl(self, epoch: int, samples: int) -> None:
+        """Set what the KL term of noisy weights counts in the epoch after ``epoch`` completed ones."""
+        if self._noisy_layers:
+            trainings = [job.training for job in self._jobs]
+            weights = [t.sparsify.kl_weight(epoch, t.epochs, samples) for t in trainings]
+            self.arguments.set(kl_weights=self.pad(torch.tensor(weights, dtype=torch.float64)))
 
     @property
     def augment_keys(self) -> Tensor:

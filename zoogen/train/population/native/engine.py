@@ -169,6 +169,7 @@ class NativeEngine:
             inputs=[part.inputs] * program.lanes,
             lut=self._samples.table(block.dtype),
         )
+        block.weigh_kl(epoch, samples)
         rates_SL, momenta_SL = block.per_step(rates), None if momenta is None else block.per_step(momenta)
         done, pace = 0, _Pace()
         while done < steps:

@@ -6,7 +6,6 @@ Values are numbered; each has a shape without the batch dimension. Parameters ar
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -16,8 +15,25 @@ from torch import Tensor, fx, nn
 
 from zoogen.train.dropout import CounterDropout
 from zoogen.train.population.engine import Unsupported
+from zoogen.train.population.native.readers import LAYERS, activation
+from zoogen.train.sparsify.variational import Variational, variational_layers
 
 PROBE = 3  # a batch size that no shape of a network is likely to have by accident
+
+
+@dataclass(frozen=True)
+class Noise:
+    """That a layer's weights have noise: see ``zoogen.train.sparsify.variational``.
+
+    Attributes:
+        number: Of the layer among all such layers, in module order.
+        bound: Of |log alpha|.
+        threshold: Log alpha from which a weight is 0 in evaluation.
+    """
+
+    number: int
+    bound: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,7 @@ class Operation:
         kind: ``conv``, ``linear``, ``max_pool``, ``avg_pool``, an activation, ``dropout``, ``batch_norm``, ``add``.
         settings: Integers and floats that the code of the operation depends on.
         tensors: Parameters and buffers by role (``weight``, ``bias``, ...), as state-dict names.
+        noise: Of a ``conv`` or ``linear`` whose weights have noise.
     """
 
     kind: str
@@ -35,6 +52,7 @@ class Operation:
     out: int
     settings: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, str] = field(default_factory=dict)
+    noise: Noise | None = None
 
 
 @dataclass
@@ -45,6 +63,11 @@ class Graph:
     operations: list[Operation]
     output: int
     dropouts: int
+
+    @property
+    def noisy(self) -> list[int]:
+        """Operations whose weights have noise."""
+        return [number for number, o in enumerate(self.operations) if o.noise]
 
     def size(self, value: int) -> int:
         """Elements of one sample."""
@@ -75,9 +98,17 @@ KINDS = {"relu": 0, "tanh": 1, "sigmoid": 2, "gelu": 3, "leaky_relu": 4, "silu":
 """Numbers of the activations in activations.h."""
 
 
+MOST_BOUND = 80.0
+"""Beyond, alpha may leave the range of float32, where generated code rounds otherwise than torch."""
+
+_ROLES = (
+    "weight", "bias", "log_sigma2", "log_sigma2_bias", "running_mean", "running_var", "num_batches_tracked",
+)  # fmt: skip
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, CounterDropout) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, CounterDropout | Variational) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], names: dict[str, str]) -> Graph:
@@ -112,10 +143,11 @@ class _Builder:
         self._interpreter = fx.Interpreter(traced)
         self._values: dict[fx.Node, int] = {}
         self.graph = Graph([], [], -1, 0)
-        self._dropped: dict[nn.Module, int] = {}
+        self._drawing: set[nn.Module] = set()
         layers = [m for m in module.modules() if isinstance(m, CounterDropout)]
         self._layer_numbers = {m: i for i, m in enumerate(layers)}
         self.graph.dropouts = len(layers)
+        self._noisy = {m: i for i, m in enumerate(variational_layers(module))}
 
     @torch.no_grad()
     def build(self, inputs: Tensor) -> Graph:
@@ -204,115 +236,26 @@ class _Builder:
         if type(layer) is nn.Identity:
             return source
         if type(layer) in ACTIVATIONS:
-            return self._emit(ACTIVATIONS[type(layer)], (source,), result, settings=_activation(layer, told))
-        maker = _LAYERS.get(type(layer))
+            return self._emit(ACTIVATIONS[type(layer)], (source,), result, settings=activation(layer, told))
+        maker = LAYERS.get(type(layer))
         if maker is None:
             raise Unsupported(f"{told} has no generated code")
-        if isinstance(layer, CounterDropout):
-            if layer in self._dropped:
+        if isinstance(layer, CounterDropout | Variational):
+            if layer in self._drawing:
                 raise Unsupported(f"{told} is used twice")
-            self._dropped[layer] = self._layer_numbers[layer]
+            self._drawing.add(layer)
+        if isinstance(layer, CounterDropout):
             return self._emit("dropout", (source,), result, settings={"layer": self._layer_numbers[layer]})
         kind, settings = maker(layer, told, self.graph.shapes[source])
-        tensors = {
-            role: self._names[f"{name}.{role}"]
-            for role in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-            if getattr(layer, role, None) is not None
-        }
-        return self._emit(kind, (source,), result, settings=settings, tensors=tensors)
+        tensors = {role: self._names[f"{name}.{role}"] for role in _ROLES if getattr(layer, role, None) is not None}
+        return self._emit(kind, (source,), result, settings=settings, tensors=tensors, noise=self._noise(layer, told))
 
-
-def _activation(layer: nn.Module, told: str) -> dict[str, Any]:
-    if isinstance(layer, nn.GELU) and layer.approximate != "none":
-        raise Unsupported(f"{told} with the tanh approximation has no generated code")
-    return {"slope": float(layer.negative_slope)} if isinstance(layer, nn.LeakyReLU) else {}
-
-
-def _two(value: Any) -> tuple[int, int]:
-    """A layer's setting for height and width; one-dimensional layers have height 1."""
-    return (int(value), int(value)) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-def _plane(value: Any, ndim: int, neutral: int) -> tuple[int, int]:
-    if ndim == 2:
-        return _two(value)
-    return (neutral, int(value if isinstance(value, int) else value[0]))
-
-
-def _conv(layer: Any, told: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    ndim = 2 if isinstance(layer, nn.Conv2d) else 1
-    if layer.padding_mode != "zeros" and any(layer._reversed_padding_repeated_twice):
-        raise Unsupported(f"{told} with padding_mode {layer.padding_mode!r} has no generated code")
-    padding = layer.padding
-    if isinstance(padding, str):
-        twice = layer._reversed_padding_repeated_twice  # last dimension first: left, right, top, bottom
-        if any(a != b for a, b in zip(twice[::2], twice[1::2], strict=True)):
-            raise Unsupported(f"{told} pads one side more than the other")
-        padding = tuple(reversed(twice[::2]))
-    return "conv", {
-        "kernel": _plane(layer.kernel_size, ndim, 1),
-        "stride": _plane(layer.stride, ndim, 1),
-        "padding": _plane(padding, ndim, 0),
-        "dilation": _plane(layer.dilation, ndim, 1),
-        "groups": layer.groups,
-    }
-
-
-def _linear(layer: nn.Linear, told: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    return "linear", {"inputs": layer.in_features, "outputs": layer.out_features}
-
-
-def _pool(layer: Any, told: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    ndim = 2 if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) else 1
-    is_max = isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d))
-    if layer.ceil_mode:
-        raise Unsupported(f"{told} with ceil_mode has no generated code")
-    settings = {
-        "kernel": _plane(layer.kernel_size, ndim, 1),
-        "stride": _plane(layer.stride if layer.stride is not None else layer.kernel_size, ndim, 1),
-        "padding": _plane(layer.padding, ndim, 0),
-    }
-    if is_max:
-        if layer.return_indices or _plane(layer.dilation, ndim, 1) != (1, 1):
-            raise Unsupported(f"{told} with dilation or return_indices has no generated code")
-        return "max_pool", settings
-    if getattr(layer, "divisor_override", None) is not None or (
-        not layer.count_include_pad and settings["padding"] != (0, 0)
-    ):
-        raise Unsupported(f"{told} with another divisor than its window has no generated code")
-    return "avg_pool", settings
-
-
-def _adaptive(layer: Any, told: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    ndim = 2 if isinstance(layer, nn.AdaptiveAvgPool2d) else 1
-    sides = shape[1:] if ndim == 2 else (1, *shape[1:])
-    out = _plane(layer.output_size, ndim, 1)
-    if any(side % o for side, o in zip(sides, out, strict=True)):
-        raise Unsupported(f"{told}: {sides} is no multiple of {out}")
-    kernel = tuple(side // o for side, o in zip(sides, out, strict=True))
-    return "avg_pool", {"kernel": kernel, "stride": kernel, "padding": (0, 0)}
-
-
-def _batch_norm(layer: Any, told: str, shape: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    if not layer.track_running_stats or layer.momentum is None:
-        raise Unsupported(f"{told} without running statistics, or with their plain average, has no generated code")
-    return "batch_norm", {"eps": float(layer.eps), "momentum": float(layer.momentum)}
-
-
-_LAYERS: dict[type[nn.Module], Callable[..., tuple[str, dict[str, Any]]]] = {
-    nn.Conv1d: _conv,
-    nn.Conv2d: _conv,
-    nn.Linear: _linear,
-    nn.MaxPool1d: _pool,
-    nn.MaxPool2d: _pool,
-    nn.AvgPool1d: _pool,
-    nn.AvgPool2d: _pool,
-    nn.AdaptiveAvgPool1d: _adaptive,
-    nn.AdaptiveAvgPool2d: _adaptive,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    CounterDropout: lambda *_: ("dropout", {}),
-}
+    def _noise(self, layer: nn.Module, told: str) -> Noise | None:
+        if not isinstance(layer, Variational):
+            return None
+        if layer.bound > MOST_BOUND:
+            raise Unsupported(f"{told}: alpha as large as e**{layer.bound} has no generated code")
+        return Noise(self._noisy[layer], layer.bound, layer.threshold)
 
 
 def _name(target: Any) -> str:

@@ -42,6 +42,9 @@ class Memory:
                 self._producer[o.out] = o
                 for value in o.inputs:
                     self._users[self.root(value)].append(o)
+        # Squares of the inputs of one noisy layer at a time, and then their gradients.
+        widest = max((graph.size(graph.operations[n].inputs[0]) for n in graph.noisy), default=0)
+        self.squares = self._take(widest * chunk)
 
     def root(self, value: int) -> int:
         """The value whose memory this one is: another shape of it, or what passes a skipped operation."""

@@ -3,6 +3,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #ifdef DOUBLE
 typedef double real;
@@ -45,6 +48,9 @@ typedef struct {
     int64_t *hits;
     real *outputs; // [samples, C, LANES], evaluation only
     real *scratch;
+    // Sparse variational dropout: keys [layers, S, LANES], and the weight of the KL term [LANES].
+    const uint64_t *noise_keys;
+    const double *kl_weights;
 } Args;
 
 INLINE V splat(real x) { return x - (V){0}; }
@@ -151,17 +157,37 @@ INLINE V vsqrt(V x) {
 #endif
 
 // Counter-based random bits: zoogen/core/streams.py.
-INLINE U rotate(U x) { return (x >> 32) | (x << 32); }
-
-INLINE U squares(U key, uint64_t counter) {
-    U x = key * counter, y = x, z = y + key, t;
-    x = rotate(x * x + y);
-    x = rotate(x * x + z);
-    x = rotate(x * x + y);
-    t = x * x + z;
-    x = rotate(t);
-    return t ^ ((x * x + y) >> 32);
+#if defined(__AVX2__) && !defined(__AVX512DQ__) && LANES % 4 == 0
+// The square of numbers whose lower and upper halves are the lower halves of these. Without an instruction for 64-bit
+// products the compiler computes the mixed one twice.
+INLINE U squared(U low, U high) {
+    typedef long long Q __attribute__((vector_size(32)));
+    union { U all; Q part[sizeof(U) / sizeof(Q)]; } l = {low}, h = {high};
+    for (unsigned i = 0; i < sizeof(U) / sizeof(Q); i++) {
+        const Q own = (Q)_mm256_mul_epu32((__m256i)l.part[i], (__m256i)l.part[i]);
+        const Q mixed = (Q)_mm256_mul_epu32((__m256i)l.part[i], (__m256i)h.part[i]);
+        l.part[i] = own + (mixed << 33);
+    }
+    return l.all;
 }
+#else
+INLINE U squared(U low, U high) {
+    const U x = (low & 0xffffffff) | (high << 32);
+    return x * x;
+}
+#endif
+
+// Five rounds, between which halves change places, on place = key * counter.
+INLINE U squares_at(U place, U key) {
+    const U next = place + key;
+    U x = squared(place, place >> 32) + place;
+    x = squared(x >> 32, x) + next;
+    x = squared(x >> 32, x) + place;
+    x = squared(x >> 32, x) + next;
+    return x ^ ((squared(x >> 32, x) + place) >> 32);
+}
+
+INLINE U squares(U key, uint64_t counter) { return squares_at(key * counter, key); }
 
 // The dropout factors (0 or the scale) of elements first .. first + count: zoogen/train/dropout.py, keep_mask.
 static void mask_fill(V *mask, int64_t first, int64_t count, const uint64_t *key, const int64_t *threshold, const real *scale) {

@@ -11,101 +11,11 @@ from zoogen.train.population.native import convolution, layers
 from zoogen.train.population.native.convolution import Convolution
 from zoogen.train.population.native.graph import ACTIVATIONS, Graph, Operation
 from zoogen.train.population.native.memory import Memory
+from zoogen.train.population.native.noisy import NoisyWeights
 
 CACHE_VECTORS = 1 << 13
 """Scratch vectors of one chunk of samples: with 8 float32 lanes 256 KiB, which stay in a core's second-level cache
 beside weights and gradients. The same on every machine, since sums over a batch are cut where chunks end."""
-
-_ENTRY_POINTS = """
-void zoogen_train(const Args *a) {
-    FLUSH_BEGIN;
-    V *s = (V *)a->scratch;
-    int64_t step = 0;
-    for (int64_t done = 0; done < a->samples; done += BATCH, step++) {
-        const int64_t n = a->samples - done < BATCH ? a->samples - done : BATCH;
-        const int last = done + n == a->samples;
-        memset(a->gradients, 0, P * sizeof(V));
-        for (int64_t at = 0; at < n; at += CHUNK) {
-            const int64_t nb = n - at < CHUNK ? n - at : CHUNK;
-            gather(a, (real *)(s + INPUT), a->first + done + at, nb, FEATURES, PIXELS);
-            forward_train(a, s, nb, at, step);
-            loss(a, s + OUTPUT, s + OUTPUT_GRADIENT, a->first + done + at, nb, n);
-            backward(a, s, nb);
-        }
-        if (a->masks)
-            for (int64_t i = 0; i < TRAINABLE; i++) ((V *)a->gradients)[i] *= ((const V *)a->masks)[i];
-        if (last || a->clip) norms(a, last);
-        update(a, TRAINABLE, step);
-    }
-    FLUSH_END;
-}
-
-void zoogen_evaluate(const Args *a) {
-    FLUSH_BEGIN;
-    V *s = (V *)a->scratch;
-    for (int64_t at = 0; at < a->samples; at += CHUNK) {
-        const int64_t nb = a->samples - at < CHUNK ? a->samples - at : CHUNK;
-        gather(a, (real *)(s + INPUT), a->first + at, nb, FEATURES, PIXELS);
-        forward_evaluate(a, s, nb, 0, 0);
-        memcpy(a->outputs + at * CLASSES * LANES, s + OUTPUT, nb * CLASSES * sizeof(V));
-    }
-    FLUSH_END;
-}
-"""
-
-_LOSS = """
-// Cross-entropy with label smoothing; the gradient of its mean over the `batch` samples of the step.
-static void loss(const Args *a, const V *outputs, V *gradients, int64_t from, int64_t nb, int64_t batch) {
-    const V smooth = lanes_of(a->smoothing);
-    for (int64_t b = 0; b < nb; b++) {
-        const V *z = outputs + b * CLASSES;
-        V *d = gradients + b * CLASSES;
-        M target, best_class = (M){0};
-        for (int l = 0; l < LANES; l++)
-            target[l] = (word)a->targets[l][a->order ? a->order[l * a->n_order + from + b] : from + b];
-        V best = z[0], sum = splat(0), own = splat(0), all = splat(0);
-        for (int c = 1; c < CLASSES; c++) {
-            const M better = z[c] > best;
-            best = sel(better, z[c], best);
-            best_class = (better & ((M){0} + c)) | (~better & best_class);
-        }
-        for (int c = 0; c < CLASSES; c++) {
-            const V e = vexp(z[c] - best);
-            d[c] = e;
-            sum += e;
-            all += z[c] - best;
-            own = sel(target == c, z[c] - best, own);
-        }
-        const V log_sum = vlog(sum), scale = 1 / sum;
-        const V loss = (log_sum - own) * (1 - smooth) + (log_sum - all / CLASSES) * smooth;
-        for (int l = 0; l < LANES; l++) {
-            a->loss_sums[l] += loss[l];
-            a->hits[l] += best_class[l] == target[l];
-        }
-        for (int c = 0; c < CLASSES; c++) {
-            const V aim = sel(target == c, 1 - smooth, splat(0)) + smooth / CLASSES;
-            d[c] = (d[c] * scale - aim) / (real)batch;
-        }
-    }
-}
-
-// L2 norms of all trainable gradients; where they exceed the bound, gradients are scaled down to it.
-static void norms(const Args *a, int last) {
-    const V *g = (const V *)a->gradients;
-    double sums[LANES] = {0};
-    for (int64_t i = 0; i < TRAINABLE; i++)
-        for (int l = 0; l < LANES; l++) sums[l] += (double)g[i][l] * g[i][l];
-    V factor;
-    for (int l = 0; l < LANES; l++) {
-        const double norm = sqrt(sums[l]);
-        if (last) a->gradient_norms[l] = norm;
-        const double share = a->clip ? a->clip[l] / (norm + 1e-6) : 1;
-        factor[l] = (real)(share < 1 ? share : 1);
-    }
-    if (a->clip)
-        for (int64_t i = 0; i < TRAINABLE; i++) ((V *)a->gradients)[i] *= factor;
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -140,7 +50,16 @@ class Source:
 
 def prelude() -> str:
     """The C that every program starts with."""
-    return "".join((Path(__file__).parent / name).read_text() for name in ("prelude.h", "activations.h", "updates.h"))
+    return _c_code("prelude.h", "activations.h", "updates.h")
+
+
+def variational_code() -> str:
+    """The C that programs with noisy weights have besides, after the numbers it needs are defined."""
+    return _c_code("variational.h")
+
+
+def _c_code(*names: str) -> str:
+    return "".join((Path(__file__).parent / name).read_text() for name in names)
 
 
 def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
@@ -148,8 +67,9 @@ def generate(graph: Graph, layout: Layout, settings: Settings) -> Source:
     if any(o.kind == "batch_norm" for o in graph.operations):
         return _Writer(graph, layout, settings, settings.micro_batch).write()
     # As if some model dropped something, so that a model's sums do not depend on whether its neighbours do.
-    per_sample = _Writer(graph, layout, replace(settings, dropout=True), chunk=1).write().scratch
-    chunk = min(settings.batch_size, max(1, CACHE_VECTORS // per_sample))
+    one = _Writer(graph, layout, replace(settings, dropout=True), chunk=1)
+    one.write()
+    chunk = min(settings.batch_size, max(1, CACHE_VECTORS // one.activations))
     return _Writer(graph, layout, settings, chunk).write()
 
 
@@ -160,10 +80,17 @@ class _Writer:
         self._offsets = {e.name: e.offset for e in layout.entries if e.dtype == "float32"}
         self._layout = layout
         self._functions: list[str] = []
+        self._written: set[str] = set()
         self._chunk = chunk
         self._skipped = {"reshape"} if settings.dropout else {"reshape", "dropout"}
         self._memory = Memory(graph, chunk, self._skipped)
         self._learns = self._values_that_learn()
+        self._noisy = NoisyWeights(graph, layout)
+
+    @property
+    def activations(self) -> int:
+        """Vectors of scratch memory for what a chunk of samples leaves on its way."""
+        return self._memory.vectors
 
     def _values_that_learn(self) -> set[int]:
         """Values that depend on a trainable parameter: those whose gradients are wanted."""
@@ -179,7 +106,7 @@ class _Writer:
         forward_evaluate = self._forward(training=False)
         backward = self._backward()
         shape = graph.shapes[0]
-        constants = {
+        constants: dict[str, int | str] = {
             "BATCH": self._settings.batch_size,
             "CHUNK": self._chunk,
             "P": self._layout.parameters,
@@ -191,18 +118,13 @@ class _Writer:
             "OUTPUT": self._memory.value(graph.output),
             "OUTPUT_GRADIENT": self._memory.gradient(graph.output),
         }
-        text = "\n".join(
-            [
-                *(f"#define {name} {value}" for name, value in constants.items()),
-                _LOSS,
-                *self._functions,
-                forward_train,
-                forward_evaluate,
-                backward,
-                _ENTRY_POINTS,
-            ]
-        )
-        return Source(text, self._memory.vectors)
+        parts = [_c_code("loss.h"), *self._functions, forward_train, forward_evaluate, backward]
+        if graph.noisy:
+            constants |= {"NOISY": self._memory.vectors, **self._noisy.constants}
+            parts = [variational_code(), self._noisy.functions(), *parts]
+        defined = [f"#define {name} {value}" for name, value in constants.items()]
+        text = "\n".join([*defined, *parts, _c_code("entry.h")])
+        return Source(text, self._memory.vectors + self._noisy.vectors)
 
     def _weight(self, o: Operation, role: str) -> str:
         return f"w + {self._offsets[o.tensors[role]]}" if role in o.tensors else "0"
@@ -228,11 +150,13 @@ class _Writer:
         weight, bias = self._weight(o, "weight"), self._weight(o, "bias")
         if training:
             self._define(number, o)
-        if o.kind == "conv":
-            call = f"{name}_f({source} + b * {n_in}, {weight}, {bias}, {to} + b * {n_out});"
-            return f"for (int64_t b = 0; b < nb; b++) {call}"
-        if o.kind == "linear":
-            return f"{name}_f({source}, {weight}, {to}, nb * {n_in // o.settings['inputs']}, {bias});"
+        if o.kind in ("conv", "linear"):
+            if o.noise is None:
+                return self._product(o, name, source, weight, bias, to)
+            if training:
+                return self._noisy_product(number, o, source, to)
+            left = self._noisy.place(number, "weight"), self._noisy.place(number, "bias", bias)
+            return self._product(o, name, source, *left, to)
         if o.kind in ("max_pool", "avg_pool"):
             return f"{name}_f({source}, {to}, nb);"
         if o.kind == "add":
@@ -256,6 +180,74 @@ class _Writer:
         assert o.kind in ACTIVATIONS.values(), o.kind
         return f"activate(a->activations[{number}], a->slopes[{number}], {source}, {to}, nb * {n_in});"
 
+    def _product(self, o: Operation, name: str, source: str, weight: str, bias: str, to: str) -> str:
+        """Weights times inputs, plus biases."""
+        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
+        if o.kind == "conv":
+            call = f"{name}_f({source} + b * {n_in}, {weight}, {bias}, {to} + b * {n_out});"
+            return f"for (int64_t b = 0; b < nb; b++) {call}"
+        return f"{name}_f({source}, {weight}, {to}, nb * {n_in // o.settings['inputs']}, {bias});"
+
+    def _product_back(self, o: Operation, name: str, source: str, dout: str, dweight: str, dbias: str) -> str:
+        """Gradients of weights and biases."""
+        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
+        if o.kind == "conv":
+            call = f"{name}_w({source} + b * {n_in}, {dout} + b * {n_out}, {dweight}, {dbias});"
+            return f"for (int64_t b = 0; b < nb; b++) {call}"
+        return f"{name}_w({source}, {dout}, {dweight}, {dbias}, nb * {n_in // o.settings['inputs']});"
+
+    def _source_back(self, o: Operation, name: str, dout: str, weight: str, din: str, add: bool) -> str:
+        """Gradient of the inputs; that of a convolution has a function for each ``add``."""
+        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
+        if o.kind == "conv":
+            own = f"{name}_{'a' if add else 'x'}"
+            if own not in self._written:
+                self._written.add(own)
+                self._functions.append(convolution.input_gradient(own, self._convolution(o), add))
+            return f"for (int64_t b = 0; b < nb; b++) {own}({dout} + b * {n_out}, {weight}, {din} + b * {n_in});"
+        return f"{name}_x({dout}, {weight}, {din}, nb * {n_in // o.settings['inputs']}, {int(add)});"
+
+    def _noisy_product(self, number: int, o: Operation, source: str, to: str) -> str:
+        """The outputs' means and variances, then a draw; the factors of the variances' gradients are kept."""
+        assert o.noise is not None
+        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
+        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, n_out * self._chunk)}"
+        weight, bias = self._noisy.place(number, "weight"), self._noisy.place(number, "bias")
+        key = f"a->noise_keys + ({o.noise.number} * a->key_steps + step) * LANES"
+        return "\n".join(
+            [
+                self._product(o, f"op{number}", source, self._weight(o, "weight"), self._weight(o, "bias"), to),
+                f"square({source}, {squares}, nb * {n_in});",
+                self._product(o, self._of_variances(number, o), squares, weight, bias, kept),
+                f"add_noise({to}, {kept}, at * {n_out}, nb * {n_out}, {key});",
+            ]
+        )
+
+    def _noisy_product_back(self, number: int, o: Operation, source: str, dout: str) -> list[str]:
+        """Gradients of the weights' variances, where log sigma2 has its own; the outputs' variances keep theirs."""
+        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
+        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, 0)}"
+        slopes = self._slope(o, "log_sigma2"), self._slope(o, "log_sigma2_bias")
+        return [
+            f"multiply({kept}, {dout}, nb * {n_out});",
+            f"square({source}, {squares}, nb * {n_in});",
+            self._product_back(o, self._of_variances(number, o), squares, kept, *slopes),
+        ]
+
+    def _noisy_source_back(self, number: int, o: Operation, source: str, din: str) -> list[str]:
+        """What the inputs get through their squares."""
+        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, 0)}"
+        weight = self._noisy.place(number, "weight")
+        return [
+            self._source_back(o, self._of_variances(number, o), kept, weight, squares, add=False),
+            f"add_square_back({source}, {squares}, {din}, nb * {self._graph.size(o.inputs[0])});",
+        ]
+
+    @staticmethod
+    def _of_variances(number: int, o: Operation) -> str:
+        """The functions of the layer on squares: its own, unless it has a bias without noise."""
+        return f"op{number}v" if "bias" in o.tensors and "log_sigma2_bias" not in o.tensors else f"op{number}"
+
     def _backward(self) -> str:
         lines = ["static void backward(const Args *a, V *s, int64_t nb) {"]
         lines += ["V *w = (V *)a->weights, *g = (V *)a->gradients;", "(void)w; (void)g;"]
@@ -272,12 +264,10 @@ class _Writer:
         dout = f"s + {self._memory.gradient(o.out)}"
         weight, dweight, dbias = self._weight(o, "weight"), self._slope(o, "weight"), self._slope(o, "bias")
         lines = []
-        if o.kind == "conv":
-            call = f"{name}_w({source} + b * {n_in}, {dout} + b * {n_out}, {dweight}, {dbias});"
-            lines.append(f"for (int64_t b = 0; b < nb; b++) {call}")
-        if o.kind == "linear":
-            rows = n_in // o.settings["inputs"]
-            lines.append(f"{name}_w({source}, {dout}, {dweight}, {dbias}, nb * {rows});")
+        if o.kind in ("conv", "linear"):
+            lines.append(self._product_back(o, name, source, dout, dweight, dbias))
+            if o.noise:
+                lines += self._noisy_product_back(number, o, source, dout)
         for value in o.inputs:
             wanted = self._wants_gradient(value)
             if not wanted and o.kind != "batch_norm":
@@ -286,12 +276,10 @@ class _Writer:
             root = self._memory.root(value)
             add = int(root in written)
             written.add(root)
-            if o.kind == "conv":
-                self._functions.append(convolution.input_gradient(f"{name}_x", self._convolution(o), bool(add)))
-                call = f"{name}_x({dout} + b * {n_out}, {weight}, {din} + b * {n_in});"
-                lines.append(f"for (int64_t b = 0; b < nb; b++) {call}")
-            elif o.kind == "linear":
-                lines.append(f"{name}_x({dout}, {weight}, {din}, nb * {n_in // o.settings['inputs']}, {add});")
+            if o.kind in ("conv", "linear"):
+                lines.append(self._source_back(o, name, dout, weight, din, bool(add)))
+                if o.noise:
+                    lines += self._noisy_source_back(number, o, source, din)
             elif o.kind in ("max_pool", "avg_pool"):
                 if not add and not self._memory.writes_once(o):
                     lines.append(f"memset({din}, 0, nb * {n_in} * sizeof(V));")
@@ -324,6 +312,8 @@ class _Writer:
         elif o.kind == "linear":
             sizes = o.settings["inputs"], o.settings["outputs"]
             self._functions.append(layers.linear(name, *sizes, "bias" in o.tensors, registers))
+            if o.noise and self._of_variances(number, o) != name:
+                self._functions.append(layers.linear(self._of_variances(number, o), *sizes, False, registers))
         elif o.kind in ("max_pool", "avg_pool"):
             channels, size = _image(graph.shapes[o.inputs[0]])
             _, out_size = _image(graph.shapes[o.out])

@@ -172,6 +172,7 @@ _TUNED: Mapping[type[nn.Module], Callable[[str, Any], Tuned]] = {
     nn.MaxPool1d: TunedMaxPool,
     nn.MaxPool2d: TunedMaxPool,
 }
+_NOISY = (VariationalConv1d, VariationalConv2d)
 _FIXED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
     nn.BatchNorm1d: batch_norm,
     nn.BatchNorm2d: batch_norm,
@@ -187,7 +188,7 @@ def swap(module: nn.Module) -> list[Tuned]:
         if type(layer) in _TUNED:
             fast = _TUNED[type(layer)](name, layer)
             tuned.append(fast)
-            if isinstance(layer, VariationalConv1d | VariationalConv2d):
+            if type(layer) in _NOISY:
                 layer.product = fast.product  # which their forward calls twice, with tensors made of their parameters
             else:
                 layer.forward = fast

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zoogen.report.twin_rows import TwinRows
+from zoogen.report.twins.rows import TwinRows
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,7 +20,7 @@ def curves_picture(title: str, points: pd.DataFrame, scores: Mapping[str, str], 
 
     Args:
         title: Headline.
-        points: ``twin_numbers.points``.
+        points: ``numbers.points``.
         scores: Column of ``points`` -> label of its axis.
         parents: The parents' median score, drawn as a line; None: no line.
     """

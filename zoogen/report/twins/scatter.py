@@ -21,7 +21,7 @@ _PANEL, _HEAD, _FOOT = 5.6, 1.45, 0.75  # inches
 
 
 def scatter_picture(title: str, pairs: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw ``twin_numbers.pairs``; ``table`` has the correlations (``twin_numbers.points`` at the last epoch)."""
+    """Draw ``numbers.pairs``; ``table`` has the correlations (``numbers.points`` at the last epoch)."""
     arms = list(dict.fromkeys(pairs["arm"]))
     columns = min(_COLUMNS, len(arms))
     rows = ceil(len(arms) / columns)

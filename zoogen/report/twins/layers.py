@@ -23,7 +23,7 @@ _LETTER = 0.125  # inches, of a layer's name
 
 
 def layers_picture(title: str, layers: pd.DataFrame) -> Figure:
-    """Draw ``twin_numbers.layers`` as heat maps."""
+    """Draw ``numbers.layers`` as heat maps."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from zoogen.core.errors import EnvironmentFault
 from zoogen.report.style import STYLE, save
-from zoogen.report.twin_numbers import Crossing, crossings, layers, pairs, points
-from zoogen.report.twin_page import numbers, page, told
-from zoogen.report.twin_rows import TwinRows, read_rows
+from zoogen.report.twins.numbers import Crossing, crossings, layers, pairs, points
+from zoogen.report.twins.page import numbers, page, told
+from zoogen.report.twins.rows import TwinRows, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +28,8 @@ class TwinsReport:
     Attributes:
         name, version: Of the parent zoo.
         rows: The twins.
-        points: See ``twin_numbers.points``.
-        crossings: See ``twin_numbers.crossings``.
+        points: See ``numbers.points``.
+        crossings: See ``numbers.crossings``.
     """
 
     name: str
@@ -97,9 +97,9 @@ class TwinsReport:
         }
 
     def _figures(self, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-        from zoogen.report.twin_curves import curves_picture
-        from zoogen.report.twin_layers import layers_picture
-        from zoogen.report.twin_scatter import scatter_picture
+        from zoogen.report.twins.curves import curves_picture
+        from zoogen.report.twins.layers import layers_picture
+        from zoogen.report.twins.scatter import scatter_picture
 
         agreed = {"agreement": "agreement (share of equal predictions)", "kappa": "Cohen's kappa"}
         title = f"{self.name}: test accuracy of sparse twins"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-from zoogen.report.twin_numbers import Crossing
-from zoogen.report.twin_rows import TwinRows
+from zoogen.report.twins.numbers import Crossing
+from zoogen.report.twins.rows import TwinRows
 
 _HEADER = (
     "method", "sparsity", "models", "test accuracy", "drop", "agreement", "kappa", "Pearson r", "Spearman ρ",
@@ -27,8 +27,8 @@ def page(title: str, said: str, rows: TwinRows, table: Sequence[Mapping[str, Any
         title: Headline, without formatting.
         said: What was compared, a sentence or two.
         rows: For the counts.
-        table: Rows of ``twin_numbers.points`` at the last epoch.
-        found: ``twin_numbers.crossings``.
+        table: Rows of ``numbers.points`` at the last epoch.
+        found: ``numbers.crossings``.
     """
     parts = [f"# {title}", said, _counts(rows), "## Numbers", _ABOUT, numbers(table)]
     if found:
