@@ -150,6 +150,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> TwinRecipe:
         BlueprintError: with every problem, each with its place.
         EnvironmentFault: the file may not be read.
     """
+    path = Path(path)
     return loads_recipe(read_file(path), str(path), overrides)
 
 
