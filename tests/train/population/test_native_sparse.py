@@ -420,3 +420,27 @@ def test_what_has_no_code_is_refused_by_name(oracle, engine, make, method, reaso
     jobs = oracle.jobs(make, [SGD(lr=0.1)], sparsify=method)
     with pytest.raises(Unsupported, match=reason):
         engine(jobs[0], oracle.images(6))
+
+
+@pytest.mark.parametrize("optimizer", [Adam(lr=0.01), AdamW(lr=0.01), RMSprop(lr=0.01, momentum=0.5)], ids=repr)
+def test_moments_that_began_later_than_the_training_count_from_there(oracle, engine, optimizer):
+    """A twin that was sent back to an earlier epoch starts its optimizer anew, in the middle of its training."""
+    jobs = oracle.jobs(NETWORKS["linear"], [optimizer, optimizer], sparsify=Magnitude(0.5))
+    data = oracle.images(10)
+    own = engine(jobs[0], data)
+    references = [Plain(job, data) for job in jobs]
+    rows = start(references)
+    rows = replace(own.train_epoch(jobs, rows, 0, lambda: False)[0], kept=rows.kept)
+    rows = replace(own.train_epoch(jobs, rows, 1, lambda: False)[0], kept=rows.kept)
+    fresh = {name: torch.stack([state[0], torch.zeros_like(state[1])]) for name, state in rows.optimizer.items()}
+    before = replace(rows, optimizer=fresh)
+    after, _ = own.train_epoch(jobs, before, 2, lambda: False)
+    for m, reference in enumerate(references):
+        reference.load(snapshot(before, m, 2))
+        reference.train_epoch(2, lambda: False)
+        wanted = reference.snapshot(3, {})
+        torch.testing.assert_close(after.weights[m], wanted.weights, rtol=1e-9, atol=1e-10)
+        for name, state in after.optimizer.items():
+            torch.testing.assert_close(state[m].double(), wanted.optimizer[name].double(), rtol=1e-9, atol=1e-10)
+    steps = after.optimizer["step"][:, 0]
+    assert steps[0] - steps[1] == 2 * jobs[0].training.steps_per_epoch(10)

@@ -54,6 +54,8 @@ class Block:
         lanes = program.lanes
         self._weights_PL = self._to_lanes(rows.weights)
         self._moments = [self._moment(rows, name) for name in self._names()]
+        counted = rows.optimizer.get("step")
+        self._updates = torch.zeros(len(rows)) if counted is None else counted[:, 0]
         self.loss_sums = torch.zeros(lanes, dtype=torch.float64)
         self.gradient_norms = torch.full((lanes,), torch.nan, dtype=torch.float64)
         self.hits = torch.zeros(lanes, dtype=torch.int64)
@@ -125,6 +127,13 @@ class Block:
             dropout_scales=self.pad(1 / (1 - rates_ML)).T.contiguous().to(self.dtype),
         )
 
+    def updates_after(self, steps: int) -> Tensor:
+        """Updates that every lane's moments have seen after ``steps`` of this block's, float64 [LANES].
+
+        Not the steps of the training: a twin that was sent back to an earlier epoch begins to count anew.
+        """
+        return self.pad(self._updates.double() + steps)
+
     def keys_from(self, first_step: int, steps: int) -> None:
         """Provide the keys of dropout and noise for a run of steps."""
         self.arguments.set(key_steps=steps)
@@ -166,7 +175,7 @@ class Block:
         return lanes_PL[:, : len(self._jobs)].T.contiguous()
 
     def rows(self, steps: int, passes: int) -> Rows:
-        """The models as they stand after ``steps`` in all, ``passes`` through the network of them in this block."""
+        """The models as they stand after ``steps``, and ``passes`` through the network, in this block."""
         models, names = len(self._jobs), self._names()
         optimizer = {n: self._from_lanes(m) for n, m in zip(names, self._moments, strict=True) if n and m is not None}
         if "momentum_buffer" in optimizer:
@@ -174,7 +183,7 @@ class Block:
             optimizer["momentum_buffer"][~torch.tensor(self._has_momentum())] = 0
         if self._optimizer != "sgd":
             tensors = sum(e.trainable for e in self._layout.entries)
-            optimizer["step"] = torch.full((models, tensors), float(steps))
+            optimizer["step"] = (self._updates + steps)[:, None].expand(models, tensors).float().contiguous()
         side = {dtype: rows.clone() for dtype, rows in self._side.items()}
         for e in self._layout.entries:
             if e.name.rpartition(".")[2] == "num_batches_tracked":

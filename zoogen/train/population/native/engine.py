@@ -183,7 +183,7 @@ class NativeEngine:
             arguments.set(
                 first=first,
                 samples=last - first,
-                first_step=first_step + done,
+                updates=block.updates_after(done),
                 rates=rates_SL[done:],
                 momenta=None if momenta_SL is None else momenta_SL[done:],
             )
@@ -197,7 +197,7 @@ class NativeEngine:
             "learning_rate": block.pad(rates[:, -1]),
             "grad_norm": block.gradient_norms,
         }
-        return block.rows(first_step + steps, passes), {name: v[: len(jobs)].clone() for name, v in measured.items()}
+        return block.rows(steps, passes), {name: v[: len(jobs)].clone() for name, v in measured.items()}
 
     def _augment(self, block: Block, jobs: Sequence[Job], order_LN: Tensor, first_step: int) -> None:
         """Hand the coming steps' samples over one by one: every model sees its own crops."""

@@ -29,13 +29,14 @@ typedef struct {
     int64_t n_order, gathered;
     const int64_t *targets[LANES];
     const real *lut; // [channels, 256]: what a byte becomes; null where inputs are real
-    int64_t first, samples, first_step;
+    int64_t first, samples;
     int64_t optimizer, nesterov;
     const int32_t *activations; // kind and slope of every operation, see activations.h
     const real *slopes;
     // State, [P, LANES] each.
     real *weights, *gradients, *first_moment, *second_moment;
-    // Settings: rates and momenta [S, LANES], counted from first_step; the rest [LANES].
+    const double *updates; // [LANES], that the moments have seen before this call
+    // Settings: rates and momenta [S, LANES], of the steps of this call; the rest [LANES].
     const real *rates, *momenta;
     const double *beta1, *beta2, *eps, *decay, *smoothing, *clip;
     const int64_t *dropout_thresholds; // [layers, LANES], see mask_fill

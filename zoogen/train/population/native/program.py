@@ -7,11 +7,11 @@ from math import prod
 from pathlib import Path
 
 from zoogen.core.layout import Layout
-from zoogen.train.population.native import convolution, layers
-from zoogen.train.population.native.convolution import Convolution
+from zoogen.train.population.native import layers
 from zoogen.train.population.native.graph import ACTIVATIONS, Graph, Operation
 from zoogen.train.population.native.memory import Memory
 from zoogen.train.population.native.noisy import NoisyWeights
+from zoogen.train.population.native.products import PRODUCTS, Products, image
 
 CACHE_VECTORS = 1 << 13
 """Scratch vectors of one chunk of samples: with 8 float32 lanes 256 KiB, which stay in a core's second-level cache
@@ -80,12 +80,12 @@ class _Writer:
         self._offsets = {e.name: e.offset for e in layout.entries if e.dtype == "float32"}
         self._layout = layout
         self._functions: list[str] = []
-        self._written: set[str] = set()
         self._chunk = chunk
         self._skipped = {"reshape"} if settings.dropout else {"reshape", "dropout"}
         self._memory = Memory(graph, chunk, self._skipped)
         self._learns = self._values_that_learn()
         self._noisy = NoisyWeights(graph, layout)
+        self._products = Products(graph, self._offsets, self._memory, self._noisy, chunk, settings.registers)
 
     @property
     def activations(self) -> int:
@@ -118,7 +118,8 @@ class _Writer:
             "OUTPUT": self._memory.value(graph.output),
             "OUTPUT_GRADIENT": self._memory.gradient(graph.output),
         }
-        parts = [_c_code("loss.h"), *self._functions, forward_train, forward_evaluate, backward]
+        functions = [*self._functions, *self._products.functions]
+        parts = [_c_code("loss.h"), *functions, forward_train, forward_evaluate, backward]
         if graph.noisy:
             constants |= {"NOISY": self._memory.vectors, **self._noisy.constants}
             parts = [variational_code(), self._noisy.functions(), *parts]
@@ -150,13 +151,9 @@ class _Writer:
         weight, bias = self._weight(o, "weight"), self._weight(o, "bias")
         if training:
             self._define(number, o)
-        if o.kind in ("conv", "linear"):
-            if o.noise is None:
-                return self._product(o, name, source, weight, bias, to)
-            if training:
-                return self._noisy_product(number, o, source, to)
-            left = self._noisy.place(number, "weight"), self._noisy.place(number, "bias", bias)
-            return self._product(o, name, source, *left, to)
+        if o.kind in PRODUCTS:
+            run = self._products.train if training else self._products.evaluate
+            return "\n".join(run(number, o, source, to))
         if o.kind in ("max_pool", "avg_pool"):
             return f"{name}_f({source}, {to}, nb);"
         if o.kind == "add":
@@ -180,74 +177,6 @@ class _Writer:
         assert o.kind in ACTIVATIONS.values(), o.kind
         return f"activate(a->activations[{number}], a->slopes[{number}], {source}, {to}, nb * {n_in});"
 
-    def _product(self, o: Operation, name: str, source: str, weight: str, bias: str, to: str) -> str:
-        """Weights times inputs, plus biases."""
-        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
-        if o.kind == "conv":
-            call = f"{name}_f({source} + b * {n_in}, {weight}, {bias}, {to} + b * {n_out});"
-            return f"for (int64_t b = 0; b < nb; b++) {call}"
-        return f"{name}_f({source}, {weight}, {to}, nb * {n_in // o.settings['inputs']}, {bias});"
-
-    def _product_back(self, o: Operation, name: str, source: str, dout: str, dweight: str, dbias: str) -> str:
-        """Gradients of weights and biases."""
-        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
-        if o.kind == "conv":
-            call = f"{name}_w({source} + b * {n_in}, {dout} + b * {n_out}, {dweight}, {dbias});"
-            return f"for (int64_t b = 0; b < nb; b++) {call}"
-        return f"{name}_w({source}, {dout}, {dweight}, {dbias}, nb * {n_in // o.settings['inputs']});"
-
-    def _source_back(self, o: Operation, name: str, dout: str, weight: str, din: str, add: bool) -> str:
-        """Gradient of the inputs; that of a convolution has a function for each ``add``."""
-        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
-        if o.kind == "conv":
-            own = f"{name}_{'a' if add else 'x'}"
-            if own not in self._written:
-                self._written.add(own)
-                self._functions.append(convolution.input_gradient(own, self._convolution(o), add))
-            return f"for (int64_t b = 0; b < nb; b++) {own}({dout} + b * {n_out}, {weight}, {din} + b * {n_in});"
-        return f"{name}_x({dout}, {weight}, {din}, nb * {n_in // o.settings['inputs']}, {int(add)});"
-
-    def _noisy_product(self, number: int, o: Operation, source: str, to: str) -> str:
-        """The outputs' means and variances, then a draw; the factors of the variances' gradients are kept."""
-        assert o.noise is not None
-        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
-        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, n_out * self._chunk)}"
-        weight, bias = self._noisy.place(number, "weight"), self._noisy.place(number, "bias")
-        key = f"a->noise_keys + ({o.noise.number} * a->key_steps + step) * LANES"
-        return "\n".join(
-            [
-                self._product(o, f"op{number}", source, self._weight(o, "weight"), self._weight(o, "bias"), to),
-                f"square({source}, {squares}, nb * {n_in});",
-                self._product(o, self._of_variances(number, o), squares, weight, bias, kept),
-                f"add_noise({to}, {kept}, at * {n_out}, nb * {n_out}, {key});",
-            ]
-        )
-
-    def _noisy_product_back(self, number: int, o: Operation, source: str, dout: str) -> list[str]:
-        """Gradients of the weights' variances, where log sigma2 has its own; the outputs' variances keep theirs."""
-        n_in, n_out = self._graph.size(o.inputs[0]), self._graph.size(o.out)
-        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, 0)}"
-        slopes = self._slope(o, "log_sigma2"), self._slope(o, "log_sigma2_bias")
-        return [
-            f"multiply({kept}, {dout}, nb * {n_out});",
-            f"square({source}, {squares}, nb * {n_in});",
-            self._product_back(o, self._of_variances(number, o), squares, kept, *slopes),
-        ]
-
-    def _noisy_source_back(self, number: int, o: Operation, source: str, din: str) -> list[str]:
-        """What the inputs get through their squares."""
-        squares, kept = f"s + {self._memory.squares}", f"s + {self._memory.kept(number, 0)}"
-        weight = self._noisy.place(number, "weight")
-        return [
-            self._source_back(o, self._of_variances(number, o), kept, weight, squares, add=False),
-            f"add_square_back({source}, {squares}, {din}, nb * {self._graph.size(o.inputs[0])});",
-        ]
-
-    @staticmethod
-    def _of_variances(number: int, o: Operation) -> str:
-        """The functions of the layer on squares: its own, unless it has a bias without noise."""
-        return f"op{number}v" if "bias" in o.tensors and "log_sigma2_bias" not in o.tensors else f"op{number}"
-
     def _backward(self) -> str:
         lines = ["static void backward(const Args *a, V *s, int64_t nb) {"]
         lines += ["V *w = (V *)a->weights, *g = (V *)a->gradients;", "(void)w; (void)g;"]
@@ -263,11 +192,9 @@ class _Writer:
         source, to = f"s + {self._memory.value(o.inputs[0])}", f"s + {self._memory.value(o.out)}"
         dout = f"s + {self._memory.gradient(o.out)}"
         weight, dweight, dbias = self._weight(o, "weight"), self._slope(o, "weight"), self._slope(o, "bias")
-        lines = []
-        if o.kind in ("conv", "linear"):
-            lines.append(self._product_back(o, name, source, dout, dweight, dbias))
-            if o.noise:
-                lines += self._noisy_product_back(number, o, source, dout)
+        lines: list[str] = []
+        if o.kind in PRODUCTS:
+            lines += self._products.weights_back(number, o, source, dout)
         for value in o.inputs:
             wanted = self._wants_gradient(value)
             if not wanted and o.kind != "batch_norm":
@@ -276,10 +203,8 @@ class _Writer:
             root = self._memory.root(value)
             add = int(root in written)
             written.add(root)
-            if o.kind in ("conv", "linear"):
-                lines.append(self._source_back(o, name, dout, weight, din, bool(add)))
-                if o.noise:
-                    lines += self._noisy_source_back(number, o, source, din)
+            if o.kind in PRODUCTS:
+                lines += self._products.inputs_back(number, o, source, dout, din, bool(add))
             elif o.kind in ("max_pool", "avg_pool"):
                 if not add and not self._memory.writes_once(o):
                     lines.append(f"memset({din}, 0, nb * {n_in} * sizeof(V));")
@@ -304,42 +229,16 @@ class _Writer:
     # Functions of single operations
 
     def _define(self, number: int, o: Operation) -> None:
-        """Write the functions of one operation (the input gradient of a convolution comes with the backward pass)."""
-        name, graph, registers = f"op{number}", self._graph, self._settings.registers
-        if o.kind == "conv":
-            c = self._convolution(o)
-            self._functions += [convolution.forward(f"{name}_f", c), convolution.weight_gradient(f"{name}_w", c)]
-        elif o.kind == "linear":
-            sizes = o.settings["inputs"], o.settings["outputs"]
-            self._functions.append(layers.linear(name, *sizes, "bias" in o.tensors, registers))
-            if o.noise and self._of_variances(number, o) != name:
-                self._functions.append(layers.linear(self._of_variances(number, o), *sizes, False, registers))
+        """Write the functions of one operation (those of products are kept there)."""
+        name, graph = f"op{number}", self._graph
+        if o.kind in PRODUCTS:
+            self._products.define(number, o)
         elif o.kind in ("max_pool", "avg_pool"):
-            channels, size = _image(graph.shapes[o.inputs[0]])
-            _, out_size = _image(graph.shapes[o.out])
+            channels, size = image(graph.shapes[o.inputs[0]])
+            _, out_size = image(graph.shapes[o.out])
             writes = self._memory.writes_once(o)
             self._functions.append(layers.pool(name, o.kind, channels, size, out_size, writes=writes, **o.settings))
         elif o.kind == "batch_norm":
             channels, *sides = graph.shapes[o.inputs[0]]
             affine = "weight" in o.tensors
             self._functions.append(layers.batch_norm(name, channels, prod(sides), affine=affine, **o.settings))
-
-    def _convolution(self, o: Operation) -> Convolution:
-        channels, size = _image(self._graph.shapes[o.inputs[0]])
-        out_channels, out_size = _image(self._graph.shapes[o.out])
-        return Convolution(
-            channels,
-            size,
-            out_channels,
-            out_size,
-            bias="bias" in o.tensors,
-            registers=self._settings.registers,
-            **o.settings,
-        )
-
-
-def _image(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
-    """Channels, and height and width; sequences have height 1, single numbers also width 1."""
-    channels, *sides = shape
-    height, width = [1] * (2 - len(sides)) + sides
-    return channels, (height, width)

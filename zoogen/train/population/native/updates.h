@@ -15,16 +15,16 @@ static void sgd(const Args *a, int64_t n, V rate, V momentum) {
     }
 }
 
-// `step` counts from 1.
-static void adam(const Args *a, int64_t n, int64_t step, V rate, V beta1) {
+static void adam(const Args *a, int64_t n, int64_t at, V rate, V beta1) {
     V *p = (V *)a->weights, *m = (V *)a->first_moment, *v = (V *)a->second_moment;
     const V *g = (const V *)a->gradients, decay = lanes_of(a->decay), beta2 = lanes_of(a->beta2), eps = lanes_of(a->eps);
     const int decoupled = a->optimizer == ADAMW;
     V size, root; // the rate and the second moment's root, corrected for their start at 0
     for (int l = 0; l < LANES; l++) {
         const double b1 = a->momenta ? (double)beta1[l] : a->beta1[l];
-        size[l] = (real)(rate[l] / (1 - pow(b1, (double)step)));
-        root[l] = (real)sqrt(1 - pow(a->beta2[l], (double)step));
+        const double step = a->updates[l] + (double)at + 1;
+        size[l] = (real)(rate[l] / (1 - pow(b1, step)));
+        root[l] = (real)sqrt(1 - pow(a->beta2[l], step));
     }
     for (int64_t i = 0; i < n; i++) {
         V d = g[i], w = p[i];
@@ -59,5 +59,5 @@ static void update(const Args *a, int64_t n, int64_t at) {
     else if (a->optimizer == RMSPROP)
         rmsprop(a, n, rate, momentum);
     else
-        adam(a, n, a->first_step + at + 1, rate, momentum);
+        adam(a, n, at, rate, momentum);
 }
