@@ -15,9 +15,7 @@ from zoogen.blueprint.reference import reference
 from zoogen.core.registry import ARCHITECTURES, OPTIMIZERS, SCHEDULES, TASKS
 
 jsonschema = pytest.importorskip("jsonschema")
-SHIPPED = sorted(
-    p for p in (Path(__file__).parents[2] / "blueprints").rglob("*.yaml") if p.parent.name != "twins"
-)
+SHIPPED = sorted(p for p in (Path(__file__).parents[2] / "blueprints").rglob("*.yaml") if p.parent.name != "twins")
 
 
 def as_json(value: Any) -> Any:

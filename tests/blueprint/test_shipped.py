@@ -61,7 +61,9 @@ def test_there_are_27_zoos_with_50360_models_and_2585360_states():
     assert sum(map(states, blueprints)) == 2_585_360
 
 
-@pytest.mark.parametrize("path", sorted(p for p in SHIPPED.rglob("*.yaml") if p.parent.name != "twins"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(p for p in SHIPPED.rglob("*.yaml") if p.parent.name != "twins"), ids=lambda p: p.stem
+)
 def test_a_shipped_blueprint_loads_and_is_named_like_its_file(path):
     name = load(path).name
     assert path.stem in name

@@ -14,6 +14,8 @@ from zoogen.build.pipeline import BuildOptions, Outcome
 from zoogen.build.sparsify import SparsifyOptions
 from zoogen.build.sparsify import sparsify as run_sparsify
 from zoogen.schedule import SerialExecutor, StopFlag
+from zoogen.store.read import ShardReader
+from zoogen.store.zoo import ZooFolder
 
 OPTIMIZERS = """
 zoo: optimizers
@@ -69,7 +71,7 @@ version: 1
 task: {name: digits}
 architecture: {name: resnet18, width: 2}
 training: {epochs: 1, batch_size: 256, optimizer: {name: adam, lr: 0.01}}
-seeds: {range: [0, 2]}
+seeds: {range: [0, 1]}
 """
 TABLES = CONVOLUTIONS.replace("with_norm", "Table").replace("zoo: own", "zoo: tables").replace("epochs: 2", "epochs: 1")
 
@@ -103,6 +105,17 @@ def sparsify(
     built = BuildOptions(blueprint=Path("unused"), out=out, **options)
     wanted = SparsifyOptions(parent, None, text, overrides, built, allow)
     return run_sparsify(wanted, SerialExecutor(), reporter or Recorder(), StopFlag())
+
+
+def rows(zoo: Path) -> dict[tuple[str, int], bytes]:
+    """(model id, epoch) -> its weights; fails where one is stored twice."""
+    found: dict[tuple[str, int], bytes] = {}
+    for folder in ZooFolder(zoo).shard_folders():
+        with ShardReader(folder) as shard:
+            keys = list(zip(shard.model_ids(), shard.epochs().tolist(), strict=True))
+            assert not set(keys) & found.keys(), "a state is stored twice"
+            found |= {key: weights.tobytes() for key, weights in zip(keys, shard.weights(), strict=True)}
+    return found
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -266,4 +266,5 @@ def test_a_cnn_of_2022_has_2416_prunable_weights():
 
 def test_a_network_without_such_layers_has_none():
     layout = describe_module(nn.Sequential(nn.BatchNorm1d(3)))
-    assert layout.prunable == () and layout.prunable_places.tolist() == []
+    assert layout.prunable == ()
+    assert layout.prunable_places.tolist() == []

@@ -28,7 +28,7 @@ def with_masks(sample: Sample, segment: int = 0, *, log_alpha: bool = True) -> l
         rng = np.random.default_rng(checkpoint.epoch)
         kept = rng.random((len(checkpoint.model_ids), 20)) < 0.4
         weights = checkpoint.weights.copy()
-        weights[:, :20] *= kept
+        weights[:, :20] = np.where(kept, weights[:, :20], 0)
         alpha = rng.standard_normal(kept.shape, dtype=np.float32) if log_alpha else None
         found.append(replace(checkpoint, weights=weights, kept=kept, log_alpha=alpha))
     return found
@@ -48,6 +48,49 @@ def test_masks_and_log_alpha_come_back_as_they_were_whole_and_in_part(sample):
             assert np.array_equal(shard.log_alpha(20, rows), alpha[rows])
         assert np.array_equal(shard.weights()[:, :20] != 0, kept)
     assert problems_of(shards_folder(sample.path) / info.shard_id) == []
+
+
+def test_every_bit_of_a_sparse_row_comes_back_whole_and_in_part(sample):
+    checkpoints = with_masks(sample)
+    odd = np.array([-0.0, np.nan, np.inf, np.finfo(np.float32).smallest_subnormal, 0.0], np.float32)
+    checkpoints[0].weights[0, :5] = odd
+    checkpoints[0].weights[1] = 0
+    checkpoints[1].weights[2] = 1
+    info = sample.seal(0, checkpoints=checkpoints)
+    expected = np.concatenate([c.weights for c in checkpoints])
+    with ShardReader(shards_folder(sample.path) / info.shard_id) as shard:
+        assert shard.weights().tobytes() == expected.tobytes()
+        for rows in ([0, 3, 7], slice(2, 9, 3), np.array([11]), [1, 0, 1]):
+            assert shard.weights(rows).tobytes() == expected[rows].tobytes()
+            assert shard.weights(rows, slice(3, 17)).tobytes() == expected[rows][:, 3:17].tobytes()
+
+
+def test_any_reader_finds_the_numbers_of_a_sparse_row_by_their_bits(sample):
+    checkpoints = with_masks(sample)
+    info = sample.seal(0, checkpoints=checkpoints)
+    with h5py.File(shards_folder(sample.path) / info.shard_id / "weights.h5") as file:
+        assert "weights" not in file
+        values, packed = file["nonzero"][:], file["places"][:]
+    for row, expected in enumerate(np.concatenate([c.weights for c in checkpoints])):
+        found, left = [], iter(values[row].tolist())
+        for i in range(21):
+            found.append(next(left) if packed[row, i // 8] >> (7 - i % 8) & 1 else 0.0)
+        assert found == expected.tolist()
+        assert not any(left)
+
+
+def test_a_shard_that_lacks_its_bits_is_no_shard(sample):
+    info = sample.seal(0, checkpoints=with_masks(sample))
+    for name, wrong in (("places", (12, 2)), ("nonzero", (12, 20)), ("places", None)):
+        sets = {**info.datasets["weights.h5"]}
+        if wrong is None:
+            del sets[name]
+        else:
+            sets[name] = (sets[name][0], wrong)
+        folder = shards_folder(sample.path) / info.shard_id
+        (folder / "shard.json").write_bytes(replace(info, datasets={**info.datasets, "weights.h5": sets}).to_bytes())
+        with pytest.raises(IntegrityError, match="sparse weights"):
+            ShardReader(folder)
 
 
 def test_a_mask_takes_a_bit_per_weight_and_any_reader_can_unpack_it(sample):
@@ -145,13 +188,15 @@ def test_twins_of_eighty_percent_sparsity_take_at_most_three_tenths_of_raw_float
     checkpoints = []
     for epoch in range(epochs + 1):
         weights = rng.standard_normal((models, layout.parameters), dtype=np.float32)  # nothing else compresses
-        weights[:, layout.prunable_places] *= kept
+        weights[:, layout.prunable_places] = np.where(kept, weights[:, layout.prunable_places], 0)
         checkpoints.append(Checkpoint(epoch, cohort.model_ids, weights, {}, {}, kept=kept))
     state = CohortState(epochs, cohort.model_ids, checkpoints[-1].weights)
     shard_id = cohort.segments[0].shard_id
     seal_shard(folder.path, shard_id, cohort, layout, checkpoints, state=state, token=folder.new_token())
     with h5py.File(shards_folder(folder.path) / shard_id / "weights.h5") as file:
-        stored = sum(file[n].id.get_storage_size() for n in ("weights", "kept"))
+        stored = sum(file[n].id.get_storage_size() for n in ("nonzero", "places", "kept"))
+    with ShardReader(shards_folder(folder.path) / shard_id) as shard:
+        assert np.array_equal(shard.weights(), np.concatenate([c.weights for c in checkpoints]))
     raw = 4 * layout.parameters * models * (epochs + 1)
     assert stored <= 0.3 * raw, stored / raw
 

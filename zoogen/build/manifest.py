@@ -40,8 +40,8 @@ def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
     for key, value in (("name", blueprint.name), ("version", blueprint.version)):
         if stored and stored[key] != value:
             raise UserError(
-                f"the zoo here has {key} {stored[key]!r}, the blueprint says {value!r}\n"
-                "build into another folder (--out DIR), or put the blueprint back"
+                f"the zoo here has {key} {stored[key]!r}, what is asked for has {value!r}\n"
+                "choose another folder (--out DIR), or put the blueprint or recipe back"
             )
     given = {"text": blueprint.text, "overrides": list(blueprint.overrides)}
     given["digest"] = digest(canonical_json(given))

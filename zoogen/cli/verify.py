@@ -52,10 +52,10 @@ def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:
     if report.damaged:
         return (
             f"{zoo}: damaged; `zoogen verify --move-damaged {zoo}` moves damaged shards aside, "
-            "`zoogen build` makes them anew"
+            "the next `zoogen build` (of twins: `zoogen sparsify`) makes them anew"
         )
     if report.missing or report.stale or open_models:
-        return f"{zoo}: not complete; `zoogen build` with its blueprint goes on"
+        return f"{zoo}: not complete; the command that made it goes on (`zoogen build` with its blueprint, of twins `zoogen sparsify`)"
     how = "sizes and structure are right" if quick else "every digest is right"
     found = f"{counts['models']:,} models, {counts['states']:,} states in {counts['shards']:,} shards"
     return f"{zoo}: complete; {found}, {how}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zoogen.core.errors import IntegrityError
+from zoogen.store.compact import PLACES, VALUES, put_back
 from zoogen.store.shard_info import OPTIMIZER_FILE, WEIGHTS_FILE, read_shard_info
 from zoogen.store.stacks import StackFile
 
@@ -42,7 +43,11 @@ class ShardReader:
 
     def weights(self, rows: Rows = None, columns: slice | None = None) -> np.ndarray:
         """float32 [rows, columns]: flat float32 tensors, in the order of the layout."""
-        return self._file(WEIGHTS_FILE).read("weights", rows, columns)
+        file = self._file(WEIGHTS_FILE)
+        if VALUES not in self.info.datasets[WEIGHTS_FILE]:
+            return file.read("weights", rows, columns)
+        found = put_back(file.read(VALUES, rows), file.read(PLACES, rows))
+        return found if columns is None else np.ascontiguousarray(found[:, columns])
 
     def side(self, dtype: str, rows: Rows = None) -> np.ndarray:
         """[rows, K]: flat tensors of another dtype (bfloat16 and float8 as unsigned integers of the same bits)."""

@@ -15,6 +15,7 @@ from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Segment
 from zoogen.store.check import problems_of
+from zoogen.store.compact import PLACES, VALUES, moved_left, places
 from zoogen.store.durable import TEMPORARY, checked_name, disk_faults, sha256, sync, write_file
 from zoogen.store.fence import check_token
 from zoogen.store.rows import Rows
@@ -108,10 +109,7 @@ def _write(
     last_finite: Mapping[str, int],
 ) -> ShardInfo:
     width = max(len(m) for m in cohort.model_ids)
-    # Only rows full of zeros compress: those of sparse twins.
-    sparse = any(c.kept is not None for c in rows.checkpoints)
-    weights = rows.stack(lambda c: c.weights, "float32", layout.parameters, deflate=sparse)
-    stacks = {"weights": weights, **rows.keys(width)}
+    stacks = {**_weights(rows, layout), **rows.keys(width)}
     for dtype in layout.side_dtypes:
         stacks[f"side/{dtype}"] = rows.stack(_entry("side", dtype), dtype, layout.row_size(dtype))
     predicted = {
@@ -171,6 +169,15 @@ def _publish(temporary: Path, final: Path, info: ShardInfo) -> ShardInfo:
         return stored
     sync(final.parent)
     return info
+
+
+def _weights(rows: Rows, layout: Layout) -> dict[str, Stack]:
+    """As they are, or, for sparse twins, so that they compress."""
+    if all(c.kept is None for c in rows.checkpoints):
+        return {"weights": rows.stack(lambda c: c.weights, "float32", layout.parameters)}
+    moved = rows.stack(lambda c: moved_left(c.weights), "float32", layout.parameters, deflate=True)
+    bits = rows.stack(lambda c: places(c.weights), "uint8", -(-layout.parameters // 8), deflate=True)
+    return {VALUES: moved, PLACES: bits}
 
 
 def _entry(part: str, name: str) -> Callable[[Checkpoint], np.ndarray | None]:

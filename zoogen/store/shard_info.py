@@ -17,6 +17,7 @@ import numpy as np
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.store import FORMAT_VERSION
+from zoogen.store.compact import PLACES, VALUES
 from zoogen.store.durable import checked_name, read_json
 
 SHARD_FILE = "shard.json"
@@ -164,14 +165,22 @@ def _parse(data: Mapping[str, Any]) -> ShardInfo:
     if not set(files) >= REQUIRED_FILES or not {WEIGHTS_FILE} <= set(datasets) <= set(files):
         raise ValueError(f"files {sorted(files)}")
     size = (data["states"], data["parameters"])
-    if datasets[WEIGHTS_FILE].get("weights") != (DISK_DTYPES["float32"], size):
-        raise ValueError("weights are not float32 [states, parameters]")
+    _check_weights(datasets[WEIGHTS_FILE], *size)
     if any(shape[0] != data["states"] for _, shape in datasets[WEIGHTS_FILE].values()):
         raise ValueError("a dataset has another number of states")
     plain = {name: data[name] for name in _PLAIN}
     return ShardInfo(
         **plain, epochs=tuple(map(int, data["epochs"])), files=files, datasets=datasets, software=dict(data["software"])
     )
+
+
+def _check_weights(datasets: Mapping[str, tuple[np.dtype, tuple[int, ...]]], states: int, parameters: int) -> None:
+    numbers = (DISK_DTYPES["float32"], (states, parameters))
+    bits = (DISK_DTYPES["uint8"], (states, -(-parameters // 8)))
+    if VALUES not in datasets and datasets.get("weights") != numbers:
+        raise ValueError("weights are not float32 [states, parameters]")
+    if VALUES in datasets and (datasets[VALUES], datasets.get(PLACES)) != (numbers, bits):
+        raise ValueError("sparse weights are not float32 [states, parameters] with a bit for each")
 
 
 def checked_file(name: str) -> str:

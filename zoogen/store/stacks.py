@@ -38,7 +38,7 @@ class Stack:
         dtype: NumPy dtype on disk, little-endian.
         row_shape: Shape of one state: ``(P,)``, or ``()`` for one value per state.
         parts: Consecutive rows; together as many as there are states.
-        deflate: Compress (for predictions; weights do not compress).
+        deflate: Compress (predictions, and what is mostly zeros; weights do not compress).
     """
 
     dtype: np.dtype
