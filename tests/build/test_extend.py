@@ -75,7 +75,7 @@ def test_building_a_complete_zoo_again_trains_nothing_and_changes_no_table(tmp_p
         ({"training.batch_size": 128}, ["4 of 4", "- training.batch_size: 256", "+ training.batch_size: 128"]),
         ({"training.epochs": 1}, ["models of 2 epochs", "asks for 1", "put training.epochs back to 2"]),
         ({"zoo": "another"}, ["'small'", "'another'", "--out"]),
-        ({"version": 2}, ["version 1", "says 2"]),
+        ({"version": 2}, ["version 1", "has 2"]),
     ],
     ids=["seed-gone", "value-gone", "other-setting", "fewer-epochs", "name", "version"],
 )

@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch import nn
 
-from zoogen.core.errors import UserError
 from zoogen.core.records import Recording
 from zoogen.train import evaluate as evaluation
 from zoogen.train.metrics import METRICS
@@ -115,8 +114,10 @@ def test_optimizer_states_are_kept_where_asked_for(setup, keep, epochs):
         trainer.train_epoch(never)
 
 
-def test_predictions_of_too_many_classes_are_refused(setup, small_data):
+@pytest.mark.parametrize(("classes", "dtype"), [(256, np.uint8), (257, np.int32)])
+def test_predictions_are_kept_in_a_type_that_holds_every_class(setup, small_data, classes, dtype):
     data = small_data()
-    data.outputs = 257
-    with pytest.raises(UserError, match="257 classes"):
-        setup.trainer(data=data, recording=Recording((0,), test_predictions=True))
+    data.outputs = classes
+    found = setup.trainer(data=data, recording=Recording((0,), test_predictions=True)).checkpoint(("model-0",))
+    assert found.predictions.dtype == dtype
+    assert found.predictions.shape == (1, data.size("test"))

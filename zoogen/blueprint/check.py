@@ -70,7 +70,7 @@ class Checker:
                 expected += f" ({error.errors()[0]['msg'].lower()})"
                 self.problems.add(node.position, f"{spec.name}{owner} must be {expected}")
                 return
-            help = hint(node)
+            help = hint(node, whole="whole number" in expected)
             if not help and isinstance(node, ListNode):
                 help = f"for several values write {{grid: [{', '.join(show(item) for item in node.items[:3])}, ...]}}"
             self.problems.add(node.position, f"{spec.name}{owner} must be {expected}, got {show(node)}", help)
@@ -86,8 +86,8 @@ def _deepest(node: Node, error: ValidationError) -> Node:
     return node
 
 
-def hint(node: Node) -> str:
-    """How to write what was probably meant, for the traps of YAML 1.1."""
+def hint(node: Node, *, whole: bool = True) -> str:
+    """How to write what was probably meant, for the traps of YAML 1.1; ``whole``: a whole number would do."""
     if not isinstance(node, ScalarNode):
         return ""
     if isinstance(node.value, bool) and node.raw.lower() not in ("true", "false"):
@@ -98,7 +98,7 @@ def hint(node: Node) -> str:
             return f"YAML 1.1 reads {node.value} as text; write {number}"
         if number:
             return f"quoted, it is text; write {number}"
-    if isinstance(node.value, float) and node.value.is_integer():
+    if whole and isinstance(node.value, float) and node.value.is_integer():
         return f"write {int(node.value)} for a whole number"
     if node.value is None:
         return "give a value, or remove the key"
