@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from zoogen.cli import main
-
 BLUEPRINTS = Path(__file__).parents[2] / "blueprints"
-
-
-@pytest.fixture
-def zoogen(capsys, monkeypatch):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoogen", *map(str, arguments)])
-        logger = logging.getLogger("zoogen")
-        handlers = list(logger.handlers)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        logger.handlers = handlers
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from zoogen.cli import main
 from zoogen.core.registry import TASKS
 from zoogen.store.zoo import ZooFolder
 
@@ -45,24 +43,6 @@ seeds: {range: [0, 2]}
 TINY = OWN.replace('{name: import, path: "cli_networks:NAME"}', "{name: mlp, hidden: [4]}").replace(
     "zoo: own", "zoo: tiny"
 )
-
-
-@pytest.fixture
-def zoogen(capsys, monkeypatch):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoogen", *map(str, arguments)])
-        logger = logging.getLogger("zoogen")
-        handlers = list(logger.handlers)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        logger.handlers = handlers
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture

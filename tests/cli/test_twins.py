@@ -4,32 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
-import sys
 
 import pandas as pd
 import pytest
 
-from zoogen.cli import main
-
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["zoogen", "twins", "report", *map(str, arguments)])
-        logger = logging.getLogger("zoogen")
-        handlers = list(logger.handlers)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        logger.handlers = handlers
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(ended.value.code or 0), out, err
-
-    return call
+def run(zoogen):
+    return lambda *arguments: zoogen("twins", "report", *arguments)
 
 
 @pytest.fixture
