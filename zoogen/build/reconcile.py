@@ -171,9 +171,9 @@ def _refuse_missing(
     gone = stored - known
     if gone:
         raise UserError(
-            f"what is asked for contradicts the zoo: {len(gone)} of {len(stored)} stored models are not in the new plan\n"
+            f"this contradicts the zoo: {len(gone)} of {len(stored)} stored models are not in the new plan\n"
             + "\n".join(difference(stored_plan[stored_plan["model_id"].isin(gone)], plan.table))
-            + "\nput the blueprint or recipe back (a zoo may gain values, seeds and epochs, never lose or change them), "
+            + "\nput blueprint or recipe back (a zoo may gain values, seeds and epochs, never lose or change them), "
             "or build a new zoo (--out DIR)"
         )
 

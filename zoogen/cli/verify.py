@@ -55,7 +55,7 @@ def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:
             "the next `zoogen build` (of twins: `zoogen sparsify`) makes them anew"
         )
     if report.missing or report.stale or open_models:
-        return f"{zoo}: not complete; the command that made it goes on (`zoogen build` with its blueprint, of twins `zoogen sparsify`)"
+        return f"{zoo}: not complete; `zoogen build` with its blueprint (of twins: `zoogen sparsify`) goes on"
     how = "sizes and structure are right" if quick else "every digest is right"
     found = f"{counts['models']:,} models, {counts['states']:,} states in {counts['shards']:,} shards"
     return f"{zoo}: complete; {found}, {how}"
