@@ -78,6 +78,7 @@ def test_a_mistake_has_exit_code_2_and_writes_nothing(run, zoos, monkeypatch, ar
     shutil.copytree(zoos / "magnitude", zoos / "begun")
     for name in ("models.parquet", "checkpoints.parquet"):
         (zoos / "begun" / name).unlink()
+    shutil.rmtree(zoos / "begun/shards")
     (zoos / "file").touch()
     before = digests(zoos)
     folders = sorted(p for p in zoos.rglob("*") if p.is_dir())

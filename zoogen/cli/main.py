@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+from keyword import iskeyword
 from typing import NoReturn
 
 import click
@@ -18,6 +19,7 @@ _COMMANDS = {
     "build": "zoogen.cli.build",
     "sparsify": "zoogen.cli.sparsify",
     "twins": "zoogen.cli.twins",
+    "import": "zoogen.cli.importing",
     "plan": "zoogen.cli.plan",
     "status": "zoogen.cli.status",
     "info": "zoogen.cli.info",
@@ -35,7 +37,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        return getattr(importlib.import_module(_COMMANDS[name]), name)
+        return getattr(importlib.import_module(_COMMANDS[name]), f"{name}_" if iskeyword(name) else name)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

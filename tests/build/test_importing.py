@@ -1,0 +1,350 @@
+"""From a published zoo to one of ours: what is in it afterwards is what the source has, however the way there went."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))  # published_zoos
+
+from published_zoos import Published, config, digits, results, write_trial, write_zoo
+
+import zoogen
+import zoogen.build.imported_units as units
+from zoogen.build.importing import import_zoo
+from zoogen.core.errors import IntegrityError, UserError
+from zoogen.store.verify import verify
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Folder of a zoo of six trials, and the states written, by trial and epoch."""
+    folder = tmp_path_factory.mktemp("published") / "zoo"
+    return folder, write_zoo(folder)
+
+
+@pytest.fixture
+def source(published, tmp_path):
+    return shutil.copytree(published[0], tmp_path / "source")
+
+
+def take(source, out, kind="ray-tune"):
+    return import_zoo(source, kind, out, lambda text: None)
+
+
+def digests(folder):
+    files = (p for p in folder.rglob("*") if p.is_file() and ".work" not in p.parts)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def skips(out):
+    lines = (out / "logs/import.jsonl").read_text().splitlines()
+    return [(told["key"], told["epoch"], told["reason"]) for told in map(json.loads, lines)]
+
+
+def by_key(zoo):
+    return {row["source.key"]: row for _, row in zoo.models.iterrows()}
+
+
+def test_every_state_is_that_of_torch_load_bit_for_bit(published, tmp_path):
+    folder, written = published
+    done = take(folder, tmp_path / "out")
+    assert (done.models, done.states, done.diverged, done.skipped) == (6, 18, 0, ())
+    zoo = zoogen.open(done.path)
+    models = by_key(zoo)
+    for name, epochs in written.items():
+        for epoch in epochs:
+            (file,) = folder.glob(f"{name}/checkpoint_*{epoch}/checkpoints")
+            theirs = torch.load(file, weights_only=True)
+            ours = zoo.state_dict(models[name].model_id, epoch)
+            # Modules in order of execution: names apart, both list the same tensors.
+            pairs = zip(theirs.values(), ours.values(), strict=True)
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs)
+
+
+def test_a_module_computes_what_the_source_network_does(published, tmp_path):
+    folder, written = published
+    zoo = zoogen.open(take(folder, tmp_path / "out").path)
+    for name, row in by_key(zoo).items():
+        settings = json.loads(row["source.record"])
+        theirs = Published(settings)
+        state = {k.removeprefix("module.").removeprefix("model."): t for k, t in written[name][2].items()}
+        theirs.load_state_dict(state)
+        images, targets = digits(28 if settings["model::type"] == "CNN" else 32)
+        with torch.no_grad():
+            outputs = zoo.module(row.model_id)(images)
+            assert torch.equal(outputs, theirs.eval()(images))
+        # The recorded accuracy is that of these weights on the data they were trained on.
+        assert (outputs.argmax(1) == targets).double().mean().item() == row["test_acc"]
+        assert row["architecture.dropout"] == settings["model::dropout"]
+
+
+def test_tables_hold_what_the_results_say(published, tmp_path):
+    folder, _ = published
+    zoo = zoogen.open(take(folder, tmp_path / "out").path)
+    keys = zoo.models.set_index("model_id")["source.key"]
+    assert len(zoo.checkpoints) == 18
+    for row in zoo.checkpoints.itertuples():
+        told = results(folder / keys[row.model_id])[row.epoch]
+        names = ("train_loss", "train_acc", "test_loss", "test_acc")
+        assert [getattr(row, n) for n in names] == [told[n] for n in names]
+    assert zoo.models["seed"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert set(zoo.models["status"]) == {"trained"}
+    assert "architecture.activation" in zoo.factors
+    assert len(zoo.select(activation="gelu", epochs="last").models) == 1
+
+
+def test_verify_is_content_and_finds_a_flipped_bit(published, tmp_path):
+    out = take(published[0], tmp_path / "out").path
+    report = verify(out)
+    assert report.complete, report
+    assert (report.counts["planned"], report.counts["scheduled"], report.counts["states"]) == (6, 6, 18)
+    weights = next(out.glob("shards/*/weights.h5"))
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(bytes(data))
+    assert verify(out).damaged
+
+
+def test_a_second_run_changes_nothing(published, tmp_path):
+    out = take(published[0], tmp_path / "out").path
+    before = digests(out)
+    again = take(published[0], out)
+    assert (again.models, again.states) == (6, 18)
+    assert digests(out) == before
+    shutil.rmtree(out / ".work")  # what a resume needs, and nothing else
+    take(published[0], out)
+    assert digests(out) == before
+
+
+def test_zip_tar_and_folder_give_the_same_zoo(published, tmp_path):
+    folder, _ = published
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder.parent))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as file:
+        for path in sorted(folder.rglob("*"), reverse=True):  # checkpoints before what describes them
+            file.add(path, path.relative_to(folder.parent), recursive=False)
+    zoos = [zoogen.open(take(p, tmp_path / f"out{i}").path) for i, p in
+            enumerate((folder, tmp_path / "a.zip", tmp_path / "a.tar.gz"))]  # fmt: skip
+    assert not list(tmp_path.glob("**/checkpoints"))
+    first, *others = zoos
+    for other in others:
+        assert set(other.models["model_id"]) == set(first.models["model_id"])
+        for model_id in first.models["model_id"]:
+            for epoch in range(3):
+                a, b = first.state_dict(model_id, epoch), other.state_dict(model_id, epoch)
+                assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_models_are_split_by_their_id_and_children_stay_with_their_parent(published, tmp_path):
+    one = published[0] / "NN_tune_trainable_a_1"
+    root = tmp_path / "vit"
+    for parent in range(8):
+        shutil.copytree(one, root / f"pretraining/p{parent}")
+        for child in range(3):
+            shutil.copytree(one, root / f"finetuning/p{parent}/c{child}")
+    models = by_key(zoogen.open(take(root, tmp_path / "out").path))
+    for parent in range(8):
+        (side,) = {row["split"] for key, row in models.items() if f"/p{parent}" in key}
+        place = int(models[f"pretraining/p{parent}"].model_id[17:], 16) / 16**15
+        assert side == ("train" if place < 0.7 else "val" if place < 0.85 else "test")
+    assert len({row["split"] for row in models.values()}) > 1
+    assert models["finetuning/p1/c2"]["source.parent"] == "pretraining/p1"
+
+
+def poison(source, name, epoch, value):
+    (file,) = source.glob(f"{name}/checkpoint_*{epoch}/checkpoints")
+    state = torch.load(file, weights_only=True)
+    next(iter(state.values())).view(-1)[0] = value
+    torch.save(state, file)
+
+
+def test_what_cannot_be_used_is_left_out_recorded_and_summed_up(source, tmp_path):
+    a = [f"NN_tune_trainable_a_{i}" for i in range(1, 5)]
+    poison(source, a[0], 2, torch.nan)  # the last one: diverged
+    poison(source, a[1], 1, torch.inf)  # between finite ones: left out
+    next(source.glob(f"{a[2]}/checkpoint_*1/checkpoints")).write_bytes(b"damaged")
+    for file in source.glob(f"{a[3]}/checkpoint_*/checkpoints"):
+        file.unlink()
+    for epoch in range(3):
+        poison(source, "NN_tune_trainable_b_5", epoch, torch.nan)
+    done = take(source, tmp_path / "out")
+    assert (done.models, done.states, done.diverged) == (4, 2 + 2 + 2 + 3, 1)
+    told = skips(done.path)
+    assert [(k, e) for k, e, _ in told] == [
+        (a[3], None), (a[0], 2), (a[1], 1), (a[2], 1), *(("NN_tune_trainable_b_5", e) for e in range(3)),
+    ]  # fmt: skip
+    assert told[0][2] == "has no checkpoints"
+    assert told[1][2] == told[2][2] == "holds NaN or infinite numbers"
+    assert "without running code" in told[3][2]
+    assert "1 models: has no checkpoints" in str(done)
+    assert "5 checkpoints: holds NaN or infinite numbers" in str(done)
+    zoo = zoogen.open(done.path)
+    models = by_key(zoo)
+    assert set(models) == {a[0], a[1], a[2], "NN_tune_trainable_b_6"}
+    assert (models[a[0]]["status"], models[a[0]]["diverged_epoch"], models[a[0]]["last_epoch"]) == ("diverged", 2, 1)
+    assert models[a[1]]["status"] == "trained"
+    stored = zoo.checkpoints.groupby("model_id")["epoch"].apply(list)
+    assert stored[models[a[1]].model_id] == stored[models[a[2]].model_id] == [0, 2]
+    assert np.isfinite(zoo.select(**{"architecture.name": "cnn-s"}).weights()).all()
+    assert verify(done.path).complete
+    before = digests(done.path)
+    take(source, done.path)
+    assert digests(done.path) == before
+
+
+@pytest.mark.parametrize("size", [1, 40_000])
+def test_small_units_give_the_same_models(source, tmp_path, monkeypatch, size):
+    """Units of one state or of a few, as large networks come in; one model diverges between two units."""
+    poison(source, "NN_tune_trainable_a_1", 1, torch.nan)
+    poison(source, "NN_tune_trainable_a_1", 2, torch.nan)
+    whole = zoogen.open(take(source, tmp_path / "whole").path)
+    monkeypatch.setattr(units, "BYTES", size)
+    done = take(source, tmp_path / "parts")
+    parts = zoogen.open(done.path)
+    assert verify(done.path).complete
+    assert len(list(done.path.glob("shards/*"))) > len(list((tmp_path / "whole/shards").iterdir()))
+    columns = ["model_id", "status", "diverged_epoch", "last_epoch", "test_acc", "split"]
+    assert parts.models[columns].equals(whole.models[columns])
+    assert by_key(parts)["NN_tune_trainable_a_1"]["diverged_epoch"] == 1
+    for row in whole.checkpoints.itertuples():
+        a, b = (z.state_dict(row.model_id, row.epoch) for z in (whole, parts))
+        assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import zoogen.build.imported_units as units
+from zoogen.build import importing
+units.BYTES = 40_000
+at, source, out = int(sys.argv[1]), *map(Path, sys.argv[2:])
+calls = 0
+def counted(function):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+units.seal_shard = counted(units.seal_shard)
+importing.write_file = counted(importing.write_file)
+importing.rebuild_tables = counted(importing.rebuild_tables)
+importing.import_zoo(source, "ray-tune", out, print)
+"""
+
+
+def test_an_import_killed_anywhere_goes_on_to_the_same_bytes(source, tmp_path, monkeypatch):
+    poison(source, "NN_tune_trainable_a_2", 2, torch.nan)
+    monkeypatch.setattr(units, "BYTES", 40_000)
+    expected = digests(take(source, tmp_path / "uncut" / "zoo").path)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    for at in (2, 9):
+        out = tmp_path / f"cut{at}" / "zoo"
+        done = subprocess.run([sys.executable, script, str(at), source, out], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not verify(out).damaged
+        take(source, out)
+        assert digests(out) == expected
+        assert verify(out).complete
+
+
+def test_two_imports_at_once_are_refused(source, tmp_path):
+    out = tmp_path / "out"
+    code = f"import fcntl, os, time\nos.makedirs({str(out / '.work')!r})\nf = open({str(out / '.work/lock')!r}, 'w')\n"
+    code += "fcntl.flock(f, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="is being built by"):
+            take(source, out)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_networks_that_are_none_of_ours_are_imported_by_their_own_names(source, tmp_path):
+    for params in source.glob("*_a_*/params.json"):
+        params.write_text(json.dumps(json.loads(params.read_text()) | {"model::type": "mlp"}))
+    zoo = zoogen.open(take(source, tmp_path / "out").path)
+    row = by_key(zoo)["NN_tune_trainable_a_3"]
+    file = next(source.glob("*_a_3/checkpoint_*2/checkpoints"))
+    theirs, ours = torch.load(file, weights_only=True), zoo.state_dict(row.model_id)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], t) for n, t in theirs.items())
+    with pytest.raises(UserError, match=r"mlp \(imported without code\)"):
+        zoo.module(row.model_id)
+    assert verify(zoo.path).complete
+
+
+def test_twins_have_masks_and_sparsities(tmp_path):
+    states = write_trial(tmp_path / "zoo/t", config(), epochs=1)
+    for epoch, state in states.items():
+        for place in (0, 3, 6, 9, 11):
+            noise = torch.full(state[f"module_list.{place}.weight"].shape, -30.0)
+            noise.view(-1)[: epoch * 10] = 10.0
+            state[f"module_list.{place}.log_sigma2"] = noise
+        torch.save(state, tmp_path / f"zoo/t/checkpoint_{epoch:06d}/checkpoints")
+    zoo = zoogen.open(take(tmp_path / "zoo", tmp_path / "out").path)
+    weights = 2464 - 48
+    assert zoo.checkpoints["sparsity"].tolist() == [0.0, 50 / weights]
+    sizes = [200, 1200, 96, 720, 200]
+    assert zoo.checkpoints["layer_sparsity"][1].tolist() == [10 / n for n in sizes]
+    kept = zoo.select(epochs=1).kept()
+    assert (~kept).sum() == 50
+    assert verify(zoo.path).complete
+
+
+@pytest.mark.parametrize("what", ["nothing", "no trials", "only broken", "only nan"])
+def test_a_source_that_holds_nothing_is_refused_and_leaves_nothing(published, tmp_path, what):
+    source, out = tmp_path / "source", tmp_path / "out"
+    if what == "only nan":
+        shutil.copytree(published[0] / "NN_tune_trainable_a_1", source / "t")
+        for epoch in range(3):
+            poison(source, "t", epoch, torch.nan)
+    elif what != "nothing":
+        (source / "t/checkpoint_000000").mkdir(parents=True)
+    if what == "only broken":
+        (source / "t/checkpoint_000000/checkpoints").write_bytes(b"x")
+    with pytest.raises(UserError, match="there is no folder" if what == "nothing" else "holds no model that can be"):
+        take(source, out)
+    assert not out.exists()
+
+
+def test_the_folder_must_be_free_or_hold_the_same_import(source, tmp_path, small_zoo):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(UserError, match="holds other things"):
+        take(source, tmp_path / "other")
+    with pytest.raises(UserError, match="was not imported"):
+        take(source, shutil.copytree(small_zoo, tmp_path / "small"))
+    with pytest.raises(UserError, match="is a file"):
+        take(source, tmp_path / "other/file")
+    out = take(source, tmp_path / "out").path
+    before = digests(out)
+    shutil.rmtree(source / "NN_tune_trainable_a_1")
+    with pytest.raises(UserError, match="not those of 'source'"):
+        take(source, out)
+    assert digests(out) == before
+
+
+def test_a_hostile_archive_leaves_nothing_behind(tmp_path):
+    with zipfile.ZipFile(tmp_path / "zoo.zip", "w") as file:
+        file.writestr("t/checkpoint_000000/checkpoints", "x")
+        file.writestr("../../evil", "x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(IntegrityError, match=r"'\.\./\.\./evil' leads out"):
+        take(tmp_path / "zoo.zip", tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,61 @@
+"""``zoogen import``: what it prints, its exit codes, and that the other commands take what it made."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))  # published_zoos
+
+from published_zoos import config, write_trial
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published") / "mnist"
+    for seed in (1, 2):
+        write_trial(folder / f"NN_tune_trainable_{seed}", config(seed=seed), epochs=1)
+    (folder / "NN_tune_trainable_3").mkdir()
+    (folder / "NN_tune_trainable_3/params.json").write_text("{}")
+    return folder
+
+
+def test_an_import_says_what_came_and_what_did_not_and_every_command_takes_it(zoogen, published, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "mnist"), "zip", published.parent, "mnist")
+    out = tmp_path / "zoo"
+    code, told, notes = zoogen("import", archive, "--from", "ray-tune", "--out", out)
+    assert code == 0, notes
+    assert f"{out}: 2 models, 4 states" in told
+    assert "1 models: has no checkpoints" in told
+    assert "unit 1 of 1: 2 models, 4 states" in notes
+    assert zoogen("verify", out)[:2] == (0, f"{out}: complete; 2 models, 4 states in 1 shards, every digest is right\n")
+    code, told, _ = zoogen("info", out)
+    assert code == 0
+    assert "cnn-s with 2,464 parameters (2 models)" in told
+    assert "Imported from mnist.zip (ray-tune)" in told
+    code, again, _ = zoogen("import", archive, "--out", out)  # the kind is recognised
+    assert (code, again.splitlines()[0]) == (0, f"{out}: 2 models, 4 states")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nowhere",), "there is no folder or archive"),
+        (("mnist", "--from", "ray"), "unknown kind of source 'ray'"),
+        (("mnist/NN_tune_trainable_3", "--from", "ray-tune"), "holds no model that can be imported"),
+        (("mnist/NN_tune_trainable_3",), "say what it is (--from KIND); known: ray-tune, torch"),
+    ],
+)
+def test_a_source_that_is_none_is_a_mistake_of_the_user(zoogen, published, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(published.parent)
+    code, _, err = zoogen("import", *arguments, "--out", tmp_path / "zoo")
+    assert code == 2
+    assert says in err
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_without_out_nothing_is_read(zoogen, published):
+    code, _, err = zoogen("import", published)
+    assert code == 2
+    assert "--out" in err

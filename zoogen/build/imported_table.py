@@ -1,0 +1,114 @@
+"""``plan.parquet`` of an imported zoo: a row per model, its settings by dotted key, and the record it came with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoogen.blueprint.records import ModelSplit
+from zoogen.core.canonical import canonical_json, digest
+from zoogen.core.registry import ARCHITECTURES
+from zoogen.importers.settings import UNKNOWN_SEED
+from zoogen.importers.source import SourceModel
+from zoogen.plan.table import model_split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+VERSION = 1
+"""Raised when the same source would give other models, settings or weights."""
+
+_SETTINGS = ("architecture.", "training.", "task.", "source.config.")
+
+
+def import_plan(models: Sequence[SourceModel], ids: Mapping[str, str], cohort_of: Mapping[str, str]) -> pd.DataFrame:
+    """One row per model.
+
+    Args:
+        models: In the order of the source.
+        ids: Model id of every key.
+        cohort_of: model_id -> cohort, of those that are stored.
+
+    Returns:
+        ``model_id``, ``split`` (by the hash of the id, of made-from models of their parent's), ``cohort_id``,
+        ``architecture_id``, ``task_id`` (missing: sources do not hold their data), ``seed`` (-1: not recorded),
+        ``source.key``, ``source.parent``, ``source.record`` (JSON), then every setting.
+    """
+    import pandas as pd
+
+    own = [ids[m.key] for m in models]
+    roots = np.array([ids.get(m.parent or m.key, ids[m.key]) for m in models], dtype="S32")
+    columns: dict[str, Any] = {
+        "model_id": pd.array(own, dtype="str"),
+        "split": pd.Categorical(model_split(roots, ModelSplit()), categories=["train", "val", "test"]),
+        "cohort_id": pd.array([cohort_of.get(i) for i in own], dtype="str"),
+        "architecture_id": pd.array([described_id(m) for m in models], dtype="str"),
+        "task_id": pd.array([None] * len(models), dtype="str"),
+        "seed": np.array([m.settings.get("seed", UNKNOWN_SEED) for m in models], np.int64),
+        "source.key": pd.array([m.key for m in models], dtype="str"),
+        "source.parent": pd.array([m.parent for m in models], dtype="str"),
+        "source.record": pd.array([m.original for m in models], dtype="str"),
+    }
+    names = sorted({name for m in models for name in m.settings if name.startswith(_SETTINGS)})
+    columns |= {name: _column([m.settings.get(name) for m in models]) for name in names}
+    return pd.DataFrame(columns)
+
+
+def described(model: SourceModel) -> dict[str, Any]:
+    """An architecture as ``zoo.json`` keeps it; the name of one that is none of ours says so."""
+    if model.network is None:
+        kind = model.settings.get("architecture.name", "a network")
+        return {
+            "name": f"{kind} (imported without code)",
+            "input_shape": [],
+            "outputs": 0,
+            "layout": model.layout.layout_id,
+        }
+    architecture = model.network.architecture
+    # What may differ within an entry stands in the models' own columns.
+    defaults = {name: getattr(type(architecture), name) for name in sorted(architecture.per_model)}
+    return {
+        **ARCHITECTURES.describe(replace(architecture, **defaults)),
+        "input_shape": list(model.network.input_shape),
+        "outputs": model.network.outputs,
+        "layout": model.layout.layout_id,
+    }
+
+
+def described_id(model: SourceModel) -> str:
+    """The plan's column ``architecture_id``."""
+    return digest(canonical_json(described(model)))
+
+
+def import_id(kind: str, model: SourceModel) -> str:
+    """The model id: digest of the kind of source, the key in it, settings, architecture and layout."""
+    told = {"imported": kind, "version": VERSION, "key": model.key, "settings": dict(model.settings)}
+    return digest(canonical_json({**told, "architecture": described(model)}))
+
+
+def import_factors(table: pd.DataFrame) -> list[str]:
+    """Settings that differ between models, those apart that differ between any two (paths, say)."""
+    found = []
+    for name in table.columns:
+        if name.startswith(_SETTINGS):
+            count = table[name].nunique(dropna=False)
+            if 1 < count < max(3, len(table)):
+                found.append(name)
+    return found
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """Numbers and booleans where all present values are, text else; None is missing."""
+    import pandas as pd
+
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {bool}:
+        return pd.array(values, dtype="boolean")
+    if kinds == {int}:
+        return pd.array(values, dtype="Int64")
+    if kinds <= {int, float}:
+        return np.array([np.nan if v is None else v for v in values], np.float64)
+    return pd.Categorical([None if v is None else str(v) for v in values])

@@ -1,0 +1,257 @@
+"""Published zoos into the store: source -> units of at most 64 models -> sealed shards -> tables.
+
+A unit is read, checked and sealed as a whole, so memory holds one unit; its shards and its outcome (what was stored,
+what was left out) are on disk before the next one is begun, which is all that a resume needs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoogen.build.imported_table import VERSION, described, described_id, import_factors, import_id, import_plan
+from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_unit, units_of
+from zoogen.core.canonical import canonical_json, digest
+from zoogen.core.errors import UserError
+from zoogen.dataset import open_zoo
+from zoogen.importers.opening import open_source
+from zoogen.importers.source import Skipped, Source, SourceModel
+from zoogen.report import card
+from zoogen.store.cohorts import CohortRecord
+from zoogen.store.derive import rebuild_tables
+from zoogen.store.durable import disk_faults, write_file
+from zoogen.store.fence import work_folder
+from zoogen.store.shard_info import software
+from zoogen.store.zoo import ZooFolder
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How an import ended.
+
+    Attributes:
+        path: Of the zoo.
+        models, states: Stored.
+        diverged: Models whose last checkpoints were not finite.
+        skipped: What was left out, of all runs, and why.
+    """
+
+    path: Path
+    models: int
+    states: int
+    diverged: int
+    skipped: tuple[Skipped, ...] = field(default_factory=tuple)
+
+    def __str__(self) -> str:
+        """A line for what is there, and one for each kind of what is not."""
+        diverged = f" ({self.diverged:,} diverged)" if self.diverged else ""
+        lines = [f"{self.path}: {self.models:,} models{diverged}, {self.states:,} states"]
+        counts = Counter((s.epoch is None, _kind(s.reason)) for s in self.skipped)
+        lines += [
+            f"  {count:,} {'models' if whole else 'checkpoints'}: {reason}" for (whole, reason), count in counts.items()
+        ]
+        return "\n".join(lines) + (f"\n  each with its reason: {_log(self.path)}" if self.skipped else "")
+
+
+@dataclass
+class _Import:
+    """What one run has at hand once the source is listed and the zoo is locked."""
+
+    folder: ZooFolder
+    source: Source
+    models: list[SourceModel]
+    ids: dict[str, str]
+    skipped: list[Skipped]
+    tell: Callable[[str], None]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+
+def import_zoo(path: Path, kind: str | None, out: Path, tell: Callable[[str], None]) -> Imported:
+    """Read the models of a published zoo into a zoo of ours; the same command goes on where it was interrupted.
+
+    Args:
+        path: Folder, zip or tar.
+        kind: Of the source (``zoogen.importers.source.SOURCES``); None: recognised.
+        out: Folder of the zoo.
+        tell: Is told what happens.
+
+    Raises:
+        UserError: there is no such source, it holds nothing that can be read, or ``out`` holds something else.
+        IntegrityError: the source is hostile or damaged, or a stored shard is.
+        EnvironmentFault: the disk is full; what is stored is valid.
+    """
+    with open_source(path, kind) as source:
+        models: list[SourceModel] = []
+        skipped: list[Skipped] = []
+        for found in source.models():
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            else:
+                models.append(found)
+                skipped += [Skipped(found.key, None, note) for note in found.notes]
+        if not models:
+            _refuse_nothing(path, skipped)
+        with _locked(out) as folder:
+            ids = {m.key: import_id(source.registered_name, m) for m in models}
+            run = _Import(folder, source, models, ids, skipped, tell)
+            return _grow(run, _manifest(run, path))
+
+
+def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
+    folder = run.folder
+    units = units_of(run.models)
+    stored = folder.manifest() if folder.exists() else None
+    _check_same(folder.path, stored, manifest)
+    if stored is None:
+        folder.create(manifest)
+    manifest = stored or manifest
+    run.outcomes = {u.unit_id: o for u in units if (o := read_outcome(_place(folder, u))) is not None}
+    others = {r.cohort_id: r for r in folder.read_cohorts()}
+    _write_plan(run, units, others)
+    token = folder.new_token()
+    folder.clean_leftovers(token)
+    try:
+        _seal_units(run, units, others, token)
+    finally:
+        rebuild_tables(folder, {})
+    records = [r for u in units for r in run.outcomes[u.unit_id].records]
+    if not records:
+        if not folder.shard_folders():
+            shutil.rmtree(folder.path)
+        _refuse_nothing(folder.path, _skips(run, units))
+    folder.write_cohorts(records)
+    table = _write_plan(run, units, {})
+    counts = rebuild_tables(folder, {})
+    folder.write_manifest({**manifest, "factors": import_factors(table)})
+    skipped = _skips(run, units)
+    _write_log(folder.path, run, skipped)
+    opened = open_zoo(folder.path)
+    write_file(folder.path / "README.md", card(opened).encode())
+    models = counts["trained"] + counts["diverged"]
+    return Imported(folder.path, models, len(opened.checkpoints), counts["diverged"], tuple(skipped))
+
+
+def _seal_units(run: _Import, units: Sequence[Unit], others: dict[str, CohortRecord], token: str) -> None:
+    """Read and seal every unit that no earlier run has."""
+    dead: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number, unit in enumerate(units, start=1):
+        outcome = run.outcomes.get(unit.unit_id)
+        if outcome is None:
+
+            def publish(records: Sequence[CohortRecord]) -> None:
+                """Cohorts stand in the plan before their shards have a name."""
+                others.update({r.cohort_id: r for r in records})
+                run.folder.write_cohorts(list(others.values()))
+
+            outcome = seal_unit(unit, run.source, run.ids, Past(dead, last), run.folder.path, token, publish)
+            with disk_faults(str(run.folder.path), run.folder.path, 1 << 16):
+                _place(run.folder, unit).parent.mkdir(parents=True, exist_ok=True)
+            write_file(_place(run.folder, unit), outcome.to_bytes())
+            run.outcomes[unit.unit_id] = outcome
+            states = sum(len(r.model_ids) * len(r.checkpoint_epochs) for r in outcome.records)
+            run.tell(f"unit {number} of {len(units)}: {len(unit.models)} models, {states:,} states")
+        dead |= outcome.diverged
+        last |= {m: r.checkpoint_epochs[-1] for r in outcome.records for m in r.model_ids}
+
+
+def _write_plan(run: _Import, units: Sequence[Unit], others: dict[str, CohortRecord]) -> Any:
+    """The plan: every model that has, or may still have, a usable checkpoint."""
+    records = [*others.values(), *(r for o in run.outcomes.values() for r in o.records)]
+    cohort_of: dict[str, str] = {}
+    for record in records:
+        for model_id in record.model_ids:
+            cohort_of.setdefault(model_id, record.cohort_id)
+    waiting = {run.ids[m.key] for u in units if u.unit_id not in run.outcomes for m in u.models}
+    planned = [m for m in run.models if run.ids[m.key] in cohort_of.keys() | waiting]
+    table = import_plan(planned, run.ids, cohort_of)
+    run.folder.write_plan(table)
+    return table
+
+
+def _manifest(run: _Import, path: Path) -> dict[str, Any]:
+    architectures = {described_id(m): described(m) for m in run.models}
+    kind = run.source.registered_name
+    return {
+        "name": run.folder.path.absolute().name,
+        "version": 1,
+        "description": f"Imported from {path.resolve().name} ({kind}).",
+        "factors": [],
+        "axes": {},
+        "parents": [],
+        "architectures": architectures,
+        "tasks": {},
+        "layouts": {m.layout.layout_id: m.layout.to_json() for m in run.models},
+        "blueprints": [],
+        "imported": {"kind": kind, "source": path.resolve().name, "version": VERSION, "digest": _listing(run)},
+        "software": software(),
+    }
+
+
+def _listing(run: _Import) -> str:
+    """Digest of which models and checkpoints the source lists."""
+    listed = [[run.ids[m.key], [[s.epoch, s.size] for s in m.checkpoints]] for m in run.models]
+    return digest(canonical_json(listed))
+
+
+def _check_same(path: Path, stored: dict[str, Any] | None, manifest: dict[str, Any]) -> None:
+    if stored is None:
+        return
+    known, given = stored.get("imported"), manifest["imported"]
+    if known is None:
+        raise UserError(f"{path} holds a zoo that was not imported\nchoose another folder: --out DIR")
+    if {k: known.get(k) for k in ("kind", "version", "digest")} != {k: given[k] for k in ("kind", "version", "digest")}:
+        raise UserError(
+            f"{path} holds an import of {known.get('source')!r} ({known.get('kind')}), whose models or checkpoints are "
+            f"not those of {given['source']!r} ({given['kind']}) as it is now\nchoose another folder: --out DIR"
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[ZooFolder]:
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise UserError(f"{place} is a file, not a folder\nchoose another place for the zoo: --out DIR")
+    folder = ZooFolder(out)
+    if out.is_dir() and not folder.exists() and any(p.name != ".work" for p in out.iterdir()):
+        folder.create({})  # says what is in the way
+    with disk_faults(str(out), out.parent, 1 << 16), folder.lock():
+        yield folder
+
+
+def _place(folder: ZooFolder, unit: Unit) -> Path:
+    return work_folder(folder.path) / "import" / f"{unit.unit_id}.json"
+
+
+def _skips(run: _Import, units: Sequence[Unit]) -> list[Skipped]:
+    return [*run.skipped, *(s for u in units for s in run.outcomes[u.unit_id].skipped)]
+
+
+def _log(path: Path) -> Path:
+    return path / "logs" / "import.jsonl"
+
+
+def _write_log(path: Path, run: _Import, skipped: Sequence[Skipped]) -> None:
+    """A line for all that was left out."""
+    lines = [
+        {"event": "skipped", "key": s.key, "model_id": run.ids.get(s.key), "epoch": s.epoch, "reason": s.reason}
+        for s in skipped
+    ]
+    _log(path).parent.mkdir(exist_ok=True)
+    write_file(_log(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _kind(reason: str) -> str:
+    """What is common to reasons that name their own files, lines and shapes."""
+    return reason.partition(":")[0].partition(" (")[0]
+
+
+def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
+    told = "".join(f"\n  {s.key}: {s.reason}" for s in skipped[:5])
+    raise UserError(f"{path} holds no model that can be imported{told or ': no trials, no checkpoints'}")

@@ -1,0 +1,8 @@
+"""Zoos published in other layouts -> models and their checkpoints, one file per layout, read without running any code.
+
+Importing this room fills ``zoogen.importers.source.SOURCES`` and loads no torch.
+"""
+
+from zoogen.importers import ray_tune, torch_folder
+
+__all__ = ["ray_tune", "torch_folder"]

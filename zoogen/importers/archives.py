@@ -1,0 +1,209 @@
+"""Zip and tar read in place: the list of members is checked as a whole before the first of them is opened."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from zoogen.core.errors import IntegrityError
+from zoogen.importers.files import Limits, checked_path, refused, too_large
+
+_MOST_AT_ONCE = 16 << 20
+_CHUNK = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError)
+
+
+def _plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+_OPENERS: dict[bytes, Callable[[Path], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+
+
+def is_zip(path: Path) -> bool:
+    return zipfile.is_zipfile(path)
+
+
+def is_tar(path: Path) -> bool:
+    try:
+        with _stream(path) as stream:
+            return len(tarfile.TarInfo.frombuf(stream.read(512), "utf-8", "surrogateescape").name) > 0
+    except _DAMAGE:
+        return False
+
+
+class ZipFiles:
+    """The members of a zip, in stored order."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self.name = path.name
+        self._path = path
+        self.sizes: dict[str, int] = {}
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (*_DAMAGE, ValueError) as error:
+            raise IntegrityError(f"{path}: not readable as zip ({error})") from error
+        try:
+            self._check(limits)
+        except BaseException:
+            self._zip.close()
+            raise
+
+    def _check(self, limits: Limits) -> None:
+        where, archive = str(self._path), self._path.stat().st_size
+        members = sorted(self._zip.infolist(), key=lambda m: m.header_offset)
+        check_count(where, len(members), limits)
+        inflated = end = 0
+        for member in members:
+            # zipfile cuts a name at a NUL; the archive's own name tells.
+            name = checked_path(member.orig_filename, where)
+            mode = stat.S_IFMT(member.external_attr >> 16)
+            if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise refused(where, name, "is a link" if mode == stat.S_IFLNK else "is no regular file")
+            if member.flag_bits & 1:
+                raise refused(where, name, "is encrypted")
+            if member.header_offset < end:
+                raise refused(where, name, "overlaps the member before it")
+            end = member.header_offset + member.compress_size
+            if member.file_size > limits.ratio * member.compress_size + limits.slack:
+                raise _bomb(where, name, member.file_size, member.compress_size)
+            inflated += member.file_size
+            if inflated > limits.ratio * archive + limits.slack:
+                raise _bomb(where, name, inflated, archive)
+            if not member.is_dir():
+                if name in self.sizes:
+                    raise refused(where, name, "stands twice in the archive")
+                self.sizes[name] = member.file_size
+                self._members[name] = member
+
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        if at_most is not None and self.sizes[name] > at_most:
+            raise too_large(self.name, name, self.sizes[name], at_most)
+        try:
+            return self._zip.read(self._members[name])
+        except (*_DAMAGE, RuntimeError) as error:
+            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class TarFiles:
+    """The members of a tar, in stored order; one that is compressed is read forwards fast and backwards slowly."""
+
+    def __init__(self, path: Path, limits: Limits) -> None:
+        self.name = path.name
+        self._path = path
+        self.sizes: dict[str, int] = {}
+        self._members: dict[str, tarfile.TarInfo] = {}
+        size = path.stat().st_size
+        self._stream = _Bounded(_stream(path), str(path), limits.ratio * size + limits.slack)
+        try:
+            self._tar = tarfile.TarFile(fileobj=self._stream, mode="r")
+            self._check(limits)
+        except _DAMAGE as error:
+            self._stream.close()
+            raise IntegrityError(f"{path}: not readable as tar ({error})") from error
+        except BaseException:
+            self._stream.close()
+            raise
+
+    def _check(self, limits: Limits) -> None:
+        where = str(self._path)
+        for count, member in enumerate(self._tar, start=1):
+            check_count(where, count, limits)
+            name = checked_path(member.name, where)
+            if member.issym() or member.islnk():
+                raise refused(where, name, "is a link")
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                raise refused(where, name, "is no regular file")
+            if name in self.sizes:
+                raise refused(where, name, "stands twice in the archive")
+            if member.offset_data + member.size > self._stream.most:
+                raise _bomb(where, name, member.size, self._path.stat().st_size)
+            self.sizes[name] = member.size
+            self._members[name] = member
+
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        size = self.sizes[name]
+        if at_most is not None and size > at_most:
+            raise too_large(self.name, name, size, at_most)
+        parts: list[bytes] = []
+        try:
+            self._stream.seek(self._members[name].offset_data)
+            while size and (part := self._stream.read(min(size, _CHUNK))):
+                parts.append(part)
+                size -= len(part)
+        except _DAMAGE as error:
+            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+        if size:
+            raise IntegrityError(f"{self._path}: {name} is damaged (the archive ends within it)")
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._tar.close()
+        self._stream.close()
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that is never read further than ``most`` bytes, nor much at once: a header cannot ask for all memory."""
+
+    def __init__(self, stream: IO[bytes], where: str, most: int) -> None:
+        self._inner = stream
+        self._where = where
+        self.most = most
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._inner.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET and offset > self.most:
+            raise IntegrityError(f"{self._where}: inflates to more than {self.most:,} bytes; it is not read on")
+        return self._inner.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MOST_AT_ONCE or self._inner.tell() + size > self.most + _CHUNK:
+            raise IntegrityError(f"{self._where}: a header asks for {size:,} bytes; it is not read on")
+        return self._inner.read(size)
+
+    def close(self) -> None:
+        self._inner.close()
+        super().close()
+
+
+def _stream(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        start = file.read(6)
+    return next((o for magic, o in _OPENERS.items() if start.startswith(magic)), _plain)(path)
+
+
+def check_count(where: str, count: int, limits: Limits) -> None:
+    """Refuse an archive of more members than any zoo has."""
+    if count > limits.members:
+        raise IntegrityError(f"{where}: more than {limits.members:,} members; nothing of it is read")
+
+
+def _bomb(where: str, name: str, inflated: int, stored: int) -> IntegrityError:
+    return refused(where, name, f"is a decompression bomb: {inflated:,} bytes out of {stored:,}")

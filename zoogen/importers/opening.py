@@ -1,0 +1,34 @@
+"""Open a source by its kind, or by what its files look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zoogen.core.errors import UserError
+from zoogen.importers.files import open_files
+from zoogen.importers.source import SOURCES, Source
+
+
+@contextmanager
+def open_source(path: Path, kind: str | None = None) -> Iterator[Source]:
+    """The source at ``path``; ``kind`` None: the one kind that recognises it.
+
+    Raises:
+        UserError: nothing is there, the kind is unknown, or none or several recognise it.
+        IntegrityError: an archive that is damaged or hostile.
+    """
+    if kind is not None:
+        SOURCES.get(kind)  # a wrong name is told before a large archive is listed
+    files = open_files(path)
+    try:
+        if kind is None:
+            fitting = [name for name in SOURCES.names() if SOURCES.get(name).recognises(files)]  # type: ignore[attr-defined]
+            if len(fitting) != 1:
+                told = f"looks like {' and like '.join(fitting)}" if fitting else "looks like none of them"
+                raise UserError(f"{path}: say what it is (--from KIND); known: {', '.join(SOURCES.names())}; it {told}")
+            kind = fitting[0]
+        yield SOURCES.make(kind, {"files": files})
+    finally:
+        files.close()

@@ -1,0 +1,245 @@
+"""Trial directories as Ray Tune writes them: the model zoos of 2022, their twins, the ViT and the phase zoos.
+
+<trial>/params.json                      settings (config.json in some)
+<trial>/result.json, progress.csv        what was measured, a line per epoch
+<trial>/checkpoint_000007/checkpoints    state dict of epoch 7; ``optimizer`` beside it is left out
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from zoogen.core.errors import IntegrityError
+from zoogen.core.layout import Layout
+from zoogen.core.modules import describe
+from zoogen.importers.files import Files
+from zoogen.importers.published_cnns import network_of, our_names
+from zoogen.importers.ray_results import by_checkpoint, lines_of, table_of
+from zoogen.importers.settings import CONFIG, settings_of
+from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
+from zoogen.importers.tensors import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.variational import hard_zeroed, is_noisy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHECKPOINT = re.compile(r"(?:(.*)/)?checkpoint_(\d{1,9})/checkpoints")
+_RECORDS = ("params.json", "config.json")
+_RESULTS = ("result.json", "progress.csv")
+_MOST_RECORD, _MOST_RESULTS = 4 << 20, 1 << 30
+_NAMES = {
+    "model::nlin": "architecture.activation",
+    "model::dropout": "architecture.dropout",
+    "model::init_type": "architecture.init",
+    "optim::optimizer": "training.optimizer.name",
+    "optim::lr": "training.optimizer.lr",
+    "optim::wd": "training.optimizer.weight_decay",
+    "optim::momentum": "training.optimizer.momentum",
+    "optim::scheduler": "training.schedule.name",
+    "training::batchsize": "training.batch_size",
+    "training::epochs_train": "training.epochs",
+}
+
+
+@SOURCES.register("ray-tune")
+@dataclass(frozen=True)
+class RayTune:
+    """Every folder with a checkpoint, results or ``params.json`` is a trial, and a trial is a model."""
+
+    files: Files
+    registered_name: ClassVar[str]
+    _records: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        return any(_CHECKPOINT.fullmatch(name) for name in files.sizes)
+
+    def models(self) -> Iterator[SourceModel | Skipped]:
+        for folder in self._trials:
+            yield self._model(folder)
+
+    def measured(self, model: SourceModel) -> Measured:
+        place = self._folder(model.key)
+        notes: list[str] = []
+        for name in _RESULTS:
+            if f"{place}{name}" in self.files.sizes:
+                try:
+                    data = self.files.read(f"{place}{name}", _MOST_RESULTS)
+                except IntegrityError as error:
+                    notes.append(str(error))
+                    continue
+                rows = list(lines_of(data, notes) if name.endswith(".json") else table_of(data, notes))
+                if rows:
+                    by_epoch = by_checkpoint(rows, model.checkpoints[-1].epoch, len(rows) + len(notes), notes)
+                    return Measured(by_epoch, tuple(notes))
+        return Measured({}, (*notes, "has no results, so nothing is known of its losses and accuracies"))
+
+    def state(self, model: SourceModel, stored: Stored) -> State:
+        state = self._read(self._records[model.key], stored)
+        if reason := misfit(model.layout, state.tensors):
+            raise Unusable(f"does not fit its model: {reason}")
+        return state
+
+    def _read(self, record: Mapping[str, Any], stored: Stored) -> State:
+        try:
+            tensors = load_tensors(self.files.read(stored.file))
+        except IntegrityError as error:
+            raise Unusable(str(error)) from error
+        twin = is_noisy(tensors)
+        named = our_names(record, tensors, twin=twin)
+        return State(*hard_zeroed(named)) if twin else State(named)
+
+    def _model(self, folder: str) -> SourceModel | Skipped:
+        key, place = self._key(folder), folder and f"{folder}/"
+        notes: list[str] = []
+        record = self._record(place, notes)
+        listed, twice = _distinct(self._checkpoints.get(folder, []))
+        notes += twice
+        if not listed:
+            return Skipped(key, None, "has no checkpoints")
+        reasons: list[str] = []
+        found = self._first_readable(record, listed, reasons)
+        if found is None:
+            return Skipped(key, None, f"has no usable checkpoint: {'; '.join(reasons[:3])}")
+        state, network, layout = found
+        if network is None and "model::type" in record:
+            kind = json.dumps(record["model::type"])[:100]
+            notes.append(f"is imported without code: its record and tensors are those of no network here (type {kind})")
+        self._records[key] = record
+        return SourceModel(
+            key=key,
+            settings=_settings(record, network),
+            original=json.dumps(record),
+            layout=layout,
+            checkpoints=tuple(listed),
+            network=network,
+            sparse=state.kept is not None,
+            parent=self._parent(folder),
+            notes=tuple(notes),
+        )
+
+    def _first_readable(
+        self, record: Mapping[str, Any], listed: list[Stored], reasons: list[str]
+    ) -> tuple[State, Network | None, Layout] | None:
+        """A checkpoint that tells the layout: the first, or the last where only that is of the record's network."""
+        other: State | None = None
+        for stored in dict.fromkeys((listed[0], listed[-1], *listed)):
+            if other is not None and stored not in (listed[0], listed[-1]):
+                break
+            try:
+                state = self._read(record, stored)
+            except Unusable as error:
+                reasons.append(f"epoch {stored.epoch} {error}")
+                continue
+            network = network_of(record, state.tensors, twin=state.kept is not None)
+            if network is not None:
+                layout = describe(network.architecture, network.input_shape, network.outputs)
+                if misfit(layout, state.tensors) is None:
+                    return state, network, layout
+            other = other or state
+        if other is None:
+            return None
+        return other, None, layout_of_tensors(other.tensors, other.kept and _weights(other))
+
+    def _record(self, place: str, notes: list[str]) -> Mapping[str, Any]:
+        """``params.json``, or what else has the settings; empty where nothing does."""
+        for name in _RECORDS:
+            if f"{place}{name}" in self.files.sizes:
+                try:
+                    found = json.loads(self.files.read(f"{place}{name}", _MOST_RECORD))
+                    if isinstance(found, dict):
+                        return found
+                    notes.append(f"{name} is no mapping")
+                except (IntegrityError, ValueError, RecursionError) as error:
+                    notes.append(f"{name} is damaged ({error})")
+        if f"{place}result.json" in self.files.sizes:
+            try:
+                for line in lines_of(self.files.read(f"{place}result.json", _MOST_RESULTS), []):
+                    if isinstance(line.get("config"), dict):
+                        return line["config"]
+            except IntegrityError as error:
+                notes.append(str(error))
+        notes.append("has no settings (params.json)")
+        return {}
+
+    @cached_property
+    def _checkpoints(self) -> dict[str, list[Stored]]:
+        found: dict[str, list[Stored]] = {}
+        for name, size in self.files.sizes.items():
+            if match := _CHECKPOINT.fullmatch(name):
+                found.setdefault(match[1] or "", []).append(Stored(int(match[2]), name, size))
+        return found
+
+    @cached_property
+    def _trials(self) -> list[str]:
+        """Folders, in the order in which their first file comes."""
+        found: dict[str, None] = {}
+        for name in self.files.sizes:
+            folder, _, leaf = name.rpartition("/")
+            if leaf in ("params.json", *_RESULTS):
+                found.setdefault(folder)
+            elif match := _CHECKPOINT.fullmatch(name):
+                found.setdefault(match[1] or "")
+        return list(found)
+
+    @cached_property
+    def _common(self) -> str:
+        """What is before every trial's name, left out so that a zip and its unpacked folder give the same ids."""
+        above = {folder.rpartition("/")[0] for folder in self._trials}
+        if "" in above:
+            return ""
+        shared = os.path.commonpath(above)
+        return f"{shared}/" if shared else ""
+
+    def _key(self, folder: str) -> str:
+        return folder.removeprefix(self._common) or "."
+
+    def _folder(self, key: str) -> str:
+        return "" if key == "." else f"{self._common}{key}/"
+
+    def _parent(self, folder: str) -> str | None:
+        """``finetuning/<pretrained model>/<model>`` was made of ``pretraining/<pretrained model>``."""
+        match = re.fullmatch(r"(.*/)?finetuning/([^/]+)/[^/]+", folder)
+        above = f"{match[1] or ''}pretraining/{match[2]}" if match else None
+        return self._key(above) if above is not None and above in self._known else None
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self._trials)
+
+
+def _distinct(stored: list[Stored]) -> tuple[list[Stored], list[str]]:
+    """Ascending, each epoch once (``checkpoint_5`` and ``checkpoint_000005`` may both be there)."""
+    found: dict[int, Stored] = {}
+    notes = []
+    for one in sorted(stored, key=lambda s: (s.epoch, s.file)):
+        if found.setdefault(one.epoch, one) is not one:
+            notes.append(f"has two checkpoints of epoch {one.epoch}; {one.file} is left out")
+    return list(found.values()), notes
+
+
+def _weights(state: State) -> dict[str, Tensor]:
+    return {name: state.tensors[name] for name in state.kept or ()}
+
+
+def _settings(record: Mapping[str, Any], network: Network | None) -> dict[str, Any]:
+    """By our keys; names of networks, activations, optimizers and schedules as blueprints write them."""
+    settings = settings_of({k: v for k, v in record.items() if not isinstance(v, dict)}, _NAMES)
+    kind = settings.pop(f"{CONFIG}model.type", None)
+    if network is not None:
+        settings["architecture.name"] = network.architecture.registered_name
+        settings["architecture.activation"] = network.architecture.activation
+    elif kind is not None:
+        settings["architecture.name"] = str(kind)
+    optimizer, schedule = settings.get("training.optimizer.name"), settings.get("training.schedule.name")
+    if isinstance(optimizer, str):
+        settings["training.optimizer.name"] = optimizer.lower()
+    if schedule == "OneCycleLR":
+        settings["training.schedule.name"] = "one_cycle"
+    return settings

@@ -1,0 +1,61 @@
+"""Foreign records as settings under our keys; what has no key of ours keeps its own name below ``source.``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+CONFIG, RESULT = "source.config.", "source.result."
+UNKNOWN_SEED = -1
+_SECTIONS = ("architecture.", "training.", "task.")
+_MOST_SETTINGS = 1_000
+_LONGEST_TEXT = 10_000
+
+
+def plain(value: Any) -> Any:
+    """A value as a column can keep it: finite number, bool, text or None; lists and mappings as JSON text.
+
+    Integers beyond 64 bits and floats that are not finite become text.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 63 else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text[:_LONGEST_TEXT].encode(errors="replace").decode()
+
+
+def settings_of(record: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The record's values by our keys, sorted; None is left out.
+
+    Args:
+        record: As given; the first thousand keys are looked at.
+        names: Their name -> our key, for those that have one; names that are dotted keys already stay.
+    """
+    found: dict[str, Any] = {}
+    for name in list(record)[:_MOST_SETTINGS]:
+        value = plain(record[name])
+        if value is not None:
+            found.setdefault(names.get(name) or own_key(name), value)
+    seed = found.get("seed")
+    if seed is not None and type(seed) is not int:
+        found[f"{CONFIG}seed"] = found.pop("seed")
+    return dict(sorted(found.items()))
+
+
+def own_key(name: str) -> str:
+    """A setting's key: its own name where that is a dotted key, else below ``source.config.``"""
+    if name == "seed" or (name.startswith(_SECTIONS) and re.fullmatch(r"[a-z][a-z0-9_.]*[a-z0-9]", name)):
+        return name
+    return CONFIG + column(name)
+
+
+def column(name: str) -> str:
+    """A name as part of a column's: ``optim::lr`` -> ``optim.lr``; letters, digits, dots, hyphens and ``_`` only."""
+    dotted = name.replace("::", ".").replace("/", ".")
+    return re.sub(r"[^0-9A-Za-z_.-]", "_", dotted)[:128]

@@ -1,0 +1,142 @@
+"""State dicts from bytes, running no code; and how tensors alone, without their network, lie in a row."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from zoogen.core.layout import Entry, Layout, TensorRole
+from zoogen.importers.source import Unusable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_MOST_TENSORS = 100_000
+_LONGEST_NAME = 512
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+_CONVOLUTIONS = {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}
+
+
+def load_tensors(data: bytes) -> dict[str, Tensor]:
+    """The state dict in a file that ``torch.save`` wrote: plain tensors by name, on the CPU.
+
+    One that stands under ``state_dict``, ``model_state_dict`` or ``model`` is taken from there.
+
+    Raises:
+        Unusable: damaged, compressed, or with anything but tensors in it.
+    """
+    import torch
+
+    _check_container(data)
+    try:
+        found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the reader stumble over
+        raise Unusable(f"is not a state dict that can be read without running code ({_first_line(error)})") from error
+    if isinstance(found, Mapping):
+        found = next((found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)), found)
+    if not isinstance(found, Mapping) or not found or len(found) > _MOST_TENSORS:
+        raise Unusable("holds no state dict")
+    for name, tensor in found.items():
+        _check_tensor(name, tensor, len(data))
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _check_container(data: bytes) -> None:
+    """torch stores without compression, so that what is compressed was not written by it, and may inflate at will."""
+    if not data.startswith(b"PK"):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise Unusable(f"is damaged ({_first_line(error)})") from error
+    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+        raise Unusable("has compressed records, which torch never writes")
+
+
+def _check_tensor(name: Any, tensor: Any, size: int) -> None:
+    import torch
+
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+        raise Unusable(f"has a tensor with the name {name!r:.60}")
+    if not isinstance(tensor, torch.Tensor):
+        raise Unusable(f"holds {name!r}, which is a {type(tensor).__name__} and no tensor")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise Unusable(f"holds {name!r}, which is no plain tensor")
+    # A view can repeat the same few bytes for ever.
+    if tensor.numel() * tensor.element_size() > size:
+        raise Unusable(f"holds {name!r} of {tensor.numel():,} elements, more than the file has bytes for")
+
+
+def misfit(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:
+    """Why these are not the tensors of ``layout``, or None: they are."""
+    known = {e.name: e for e in layout.entries}
+    for what, names in (("lacks", known.keys() - tensors.keys()), ("has", tensors.keys() - known.keys())):
+        if left := sorted(names):
+            return f"{what} {', '.join(left[:3])}" + (" and others" if len(left) > 3 else "")
+    for name, entry in known.items():
+        shape, dtype = tuple(tensors[name].shape), _dtype(tensors[name])
+        if (shape, dtype) != (entry.shape, entry.dtype):
+            return f"{name} is {dtype} {shape}, not {entry.dtype} {entry.shape}"
+    return None
+
+
+def layout_of_tensors(tensors: Mapping[str, Tensor], noisy: Mapping[str, Tensor] | None = None) -> Layout:
+    """A layout from names, shapes and dtypes alone; nothing can be built from it.
+
+    Owners are of module ``unknown`` but those of ``noisy``, weights that are known to be of a linear or convolutional
+    layer. Whether a tensor was trained cannot be seen: float32 ones count as trained, running statistics do not.
+    """
+    owners = {owner: i for i, owner in enumerate(dict.fromkeys(name.rpartition(".")[0] for name in tensors))}
+    offsets: dict[str, int] = {}
+    entries = []
+    for name in sorted(tensors, key=lambda name: not _is_trained(name, tensors[name])):
+        tensor, dtype = tensors[name], _dtype(tensors[name])
+        owner = name.rpartition(".")[0]
+        weight = (noisy or {}).get(f"{owner}.weight")
+        entries.append(
+            Entry(
+                name=name,
+                role=_role(name, tensors),
+                module="unknown" if weight is None else _CONVOLUTIONS.get(weight.ndim, "unknown"),
+                shape=tuple(tensor.shape),
+                dtype=dtype,
+                offset=offsets.get(dtype, 0),
+                order=owners[owner],
+                trainable=_is_trained(name, tensor),
+            )
+        )
+        offsets[dtype] = offsets.get(dtype, 0) + tensor.numel()
+    return Layout(tuple(entries))
+
+
+def _is_trained(name: str, tensor: Tensor) -> bool:
+    return _dtype(tensor) == "float32" and name.rpartition(".")[2] not in _RUNNING
+
+
+def _role(name: str, tensors: Mapping[str, Tensor]) -> TensorRole:
+    owner, _, leaf = name.rpartition(".")
+    if leaf in _RUNNING:
+        return "running_statistic"
+    if not _is_trained(name, tensors[name]):
+        return "buffer"
+    if leaf in ("weight", "bias") and f"{owner}.running_mean" in tensors:
+        return "norm_scale" if leaf == "weight" else "norm_shift"
+    if "bias" in leaf:
+        return "bias"
+    return "weight" if "weight" in leaf and tensors[name].ndim >= 2 else "parameter"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _first_line(error: Exception) -> str:
+    """torch's message for what it does not admit goes on with advice that does not fit here."""
+    text = str(error)
+    place = text.find("Unsupported ")
+    line = (text[place:] if place >= 0 else text).strip().partition("\n")[0][:200]
+    return "".join(c if c.isprintable() else "?" for c in line) or type(error).__name__

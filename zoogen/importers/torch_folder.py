@@ -1,0 +1,237 @@
+"""A folder of state dicts (``.pt``, ``.pth``) with one table that says what they are: CSV, JSON or Parquet.
+
+The table has a row per file: column ``file`` (path below the table's folder), perhaps ``model`` (files with the same
+value are one model) and ``epoch``; the rest are settings, the same in all rows of a model, or metrics. A registered
+architecture is built where ``architecture.name``, its arguments (``architecture.activation``, ...), ``input_shape``
+(``1x28x28`` or a list) and ``outputs`` are columns.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+from zoogen.core.errors import IntegrityError, UserError
+from zoogen.core.modules import describe
+from zoogen.core.registry import ARCHITECTURES
+from zoogen.importers.files import Files
+from zoogen.importers.settings import RESULT, column, settings_of
+from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
+from zoogen.importers.tensors import layout_of_tensors, load_tensors, misfit
+
+_STATES = (".pt", ".pth")
+_TABLES = (".csv", ".json", ".parquet")
+_MOST_TABLE = 1 << 30
+_PLACE = ("file", "model", "epoch")
+_OF_THE_INPUT = ("input_shape", "outputs")
+_NAMES = {
+    "lr": "training.optimizer.lr",
+    "weight_decay": "training.optimizer.weight_decay",
+    "momentum": "training.optimizer.momentum",
+    "optimizer": "training.optimizer.name",
+    "batch_size": "training.batch_size",
+    "epochs": "training.epochs",
+    "activation": "architecture.activation",
+    "dropout": "architecture.dropout",
+    "init": "architecture.init",
+}
+
+Row = Mapping[str, Any]
+
+
+@SOURCES.register("torch")
+@dataclass(frozen=True)
+class TorchFolder:
+    """State dicts and the table that describes them."""
+
+    files: Files
+    registered_name: ClassVar[str]
+
+    @staticmethod
+    def recognises(files: Files) -> bool:
+        return any(n.endswith(_STATES) for n in files.sizes) and len(_tables(files)) == 1
+
+    def models(self) -> Iterator[SourceModel | Skipped]:
+        described = {place for rows in self._rows.values() for place, _ in rows}
+        for key, rows in self._rows.items():
+            yield self._model(key, rows)
+        for name in self.files.sizes:
+            if name.endswith(_STATES) and name not in described:
+                yield Skipped(name, None, "stands in no row of the table")
+
+    def measured(self, model: SourceModel) -> Measured:
+        rows = self._rows[model.key]
+        return Measured({_epoch(row): self._metrics_of(row) for _, row in rows})
+
+    def state(self, model: SourceModel, stored: Stored) -> State:
+        state = self._read(stored)
+        if reason := misfit(model.layout, state.tensors):
+            raise Unusable(f"does not fit its model: {reason}")
+        return state
+
+    def _read(self, stored: Stored) -> State:
+        try:
+            tensors = load_tensors(self.files.read(stored.file))
+        except IntegrityError as error:
+            raise Unusable(str(error)) from error
+        if all(name.startswith("module.") for name in tensors):  # as DataParallel saves them
+            tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        return State(tensors)
+
+    def _model(self, key: str, rows: list[tuple[str, Row]]) -> SourceModel | Skipped:
+        stored = [Stored(_epoch(row), place, self.files.sizes.get(place, -1)) for place, row in rows]
+        listed = sorted((s for s in stored if s.size >= 0), key=lambda s: s.epoch)
+        notes = [f"{s.file} is not there" for s in stored if s.size < 0]
+        if len({s.epoch for s in listed}) < len(listed):
+            return Skipped(key, None, "has two files of one epoch; give the table a column epoch")
+        reasons = list(notes)
+        constant = {n: v for n, v in rows[0][1].items() if n not in self._metrics and _constant(rows, n)}
+        for one in listed:
+            try:
+                state = self._read(one)
+            except Unusable as error:
+                reasons.append(f"{one.file} {error}")
+                continue
+            settings = settings_of({n: v for n, v in constant.items() if n not in _OF_THE_INPUT}, _NAMES)
+            network, why = _network(settings, constant)
+            layout = describe(network.architecture, network.input_shape, network.outputs) if network else None
+            if layout is not None and (other := misfit(layout, state.tensors)):
+                network, layout, why = None, None, f"the tensors are not those of its architecture: {other}"
+            if network is None:
+                notes.append(f"is imported without code: {why}")
+            return SourceModel(
+                key=key,
+                settings=settings,
+                original=json.dumps([dict(row) for _, row in rows]),
+                layout=layout or layout_of_tensors(state.tensors),
+                checkpoints=tuple(listed),
+                network=network,
+                notes=tuple(notes),
+            )
+        return Skipped(key, None, f"has no usable checkpoint: {'; '.join(reasons[:3])}")
+
+    def _metrics_of(self, row: Row) -> dict[str, float]:
+        return {
+            name if name in METRICS else RESULT + column(name): float(row[name])
+            for name in self._metrics
+            if name not in _PLACE and type(row.get(name)) in (int, float)
+        }
+
+    @cached_property
+    def _metrics(self) -> tuple[str, ...]:
+        """Columns that are no settings: known metrics, and what differs between rows of one model."""
+        names = dict.fromkeys(name for rows in self._rows.values() for _, row in rows for name in row)
+        differing = [n for n in names if any(not _constant(rows, n) for rows in self._rows.values())]
+        return tuple(dict.fromkeys([*_PLACE, *(n for n in names if n in METRICS), *differing]))
+
+    @cached_property
+    def _rows(self) -> dict[str, list[tuple[str, Row]]]:
+        """Path and row of every file, by model."""
+        tables = _tables(self.files)
+        if len(tables) != 1:
+            raise UserError(
+                f"{self.files.name}: expected one table (.csv, .json or .parquet) beside the state dicts, "
+                f"found {', '.join(tables[:5]) or 'none'}"
+            )
+        folder = posixpath.dirname(tables[0])
+        found: dict[str, list[tuple[str, Row]]] = {}
+        for number, row in enumerate(_read_table(self.files, tables[0]), start=1):
+            file = row.get("file")
+            if not isinstance(file, str) or not file:
+                raise UserError(f"{self.files.name}: row {number} of {tables[0]} has no file\nname it in column 'file'")
+            place = posixpath.normpath(posixpath.join(folder, file))
+            model = row.get("model")
+            found.setdefault(file if model is None else str(model), []).append((place, row))
+        return found
+
+
+def _network(settings: Row, given: Row) -> tuple[Network | None, str]:
+    """The architecture that the settings name, or why there is none."""
+    name = settings.get("architecture.name")
+    if name not in ARCHITECTURES.names():
+        return None, f"architecture {name!r} is unknown" if name else "the table has no architecture.name"
+    if ARCHITECTURES.get(name).runs_code:  # type: ignore[attr-defined]
+        return None, f"architecture {name!r} would run code that the table names"
+    missing = [n for n in _OF_THE_INPUT if given.get(n) is None]
+    if missing:
+        return None, f"the table has no {' and no '.join(missing)}"
+    prefix = "architecture."
+    try:
+        arguments = {k.removeprefix(prefix): _parsed(v) for k, v in settings.items() if k.startswith(prefix)}
+        # No defaults: an activation that nobody recorded cannot be seen in the weights.
+        names = {field.name for field in fields(ARCHITECTURES.get(name))}
+        if absent := sorted(names - arguments.keys()):
+            return None, f"the table has no {prefix}{absent[0]}"
+        network = Network(ARCHITECTURES.restore(arguments), _shape(given["input_shape"]), int(given["outputs"]))
+        describe(network.architecture, network.input_shape, network.outputs)
+    except (UserError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        return None, f"architecture {name!r} cannot be built: {error}".partition("\n")[0]
+    return network, ""
+
+
+def _parsed(value: Any) -> Any:
+    """Lists stand in tables as JSON text."""
+    return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    parts = value.replace("[", "").replace("]", "").replace("x", ",").split(",") if isinstance(value, str) else value
+    return tuple(int(part) for part in parts)
+
+
+def _epoch(row: Row) -> int:
+    """The column ``epoch``; without it the length of the training where that is known, else 0."""
+    value = row.get("epoch", row.get("training.epochs", row.get("epochs")))
+    try:
+        found = int(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        found = -1
+    if not 0 <= found < 1 << 31 or found != float(value or 0):
+        raise UserError(f"epoch {value!r} of file {row['file']!r} is no whole number from 0")
+    return found
+
+
+def _constant(rows: list[tuple[str, Row]], name: str) -> bool:
+    return all(row.get(name) == rows[0][1].get(name) for _, row in rows)
+
+
+def _tables(files: Files) -> list[str]:
+    return [n for n in files.sizes if n.endswith(_TABLES)]
+
+
+def _read_table(files: Files, name: str) -> list[dict[str, Any]]:
+    data = files.read(name, _MOST_TABLE)
+    try:
+        if name.endswith(".csv"):
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+            return [{k: _value(v) for k, v in row.items() if isinstance(k, str)} for row in rows]
+        if name.endswith(".parquet"):
+            import pandas as pd
+
+            table = pd.read_parquet(io.BytesIO(data)).astype(object)
+            rows = table.where(table.notna(), None).to_dict("records")
+        else:
+            rows = json.loads(data)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("it is no list of objects")
+    except (ValueError, csv.Error, RecursionError, OSError) as error:
+        raise IntegrityError(f"{files.name}: {name} is not readable as a table ({error})") from error
+    return rows
+
+
+def _value(text: str | None) -> Any:
+    """A field of a CSV file: a number where it reads as one, nothing where it is empty."""
+    if text is None or not text.strip():
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
