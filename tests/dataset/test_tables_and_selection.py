@@ -161,18 +161,6 @@ def test_an_empty_selection_says_so_when_weights_are_asked_for(zoo):
         nothing.weights()
 
 
-def test_a_zoo_whose_first_build_still_runs_has_models_and_no_states(small_zoo, tmp_path):
-    copy = shutil.copytree(small_zoo, tmp_path / "zoo")
-    (copy / "models.parquet").unlink()
-    (copy / "checkpoints.parquet").unlink()
-    zoo = zoogen.open(copy)
-    assert len(zoo) == 0
-    assert len(zoo.models) == len(zoogen.open(small_zoo).models)
-    assert zoo.models["status"].unique().tolist() == ["planned"]
-    with pytest.raises(UserError, match="no stored states"):
-        zoo.state_dict(zoo.models["model_id"][0])
-
-
 def test_states_of_models_that_are_not_listed_yet_are_left_out_with_a_warning(small_zoo, tmp_path, caplog):
     """As after a kill between the two tables."""
     copy = shutil.copytree(small_zoo, tmp_path / "zoo")

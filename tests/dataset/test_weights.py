@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import zoogen
 from zoogen.core.errors import EnvironmentFault, IntegrityError, UserError
-from zoogen.dataset import selection as selection_module
+from zoogen.dataset import reading as reading_module
 from zoogen.dataset import shards as shards_module
 
 
@@ -179,7 +179,7 @@ def test_a_target_with_gaps_is_refused(zoo):
 
 
 def test_more_than_the_memory_is_refused_with_another_way(zoo, monkeypatch):
-    monkeypatch.setattr(selection_module, "_SMALL", 0)
+    monkeypatch.setattr(reading_module, "_SMALL", 0)
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     with pytest.raises(EnvironmentFault, match="iter_weights"):
         zoo.select().weights()

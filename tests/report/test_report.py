@@ -45,7 +45,8 @@ def test_the_text_fits_100_columns_and_the_json_is_strict(zoo, small_zoo, tmp_pa
     assert "architecture.activation" in text
     assert json.loads(json.dumps(summary(zoo).to_json(), allow_nan=False))["name"] == "small"
     copy = shutil.copytree(small_zoo, tmp_path / "zoo")
-    (copy / "checkpoints.parquet").unlink()  # as while the first build runs
+    (copy / "checkpoints.parquet").unlink()  # as while the first build runs, before its first shard
+    shutil.rmtree(copy / "shards")
     assert "none yet" in str(summary(zoogen.open(copy)))
 
 
@@ -81,6 +82,7 @@ def test_a_picture_shows_every_value_of_the_factor_that_matters_most(zoo, tmp_pa
 def test_a_zoo_without_states_has_no_picture(small_zoo, tmp_path):
     copy = shutil.copytree(small_zoo, tmp_path / "zoo")
     (copy / "checkpoints.parquet").unlink()
+    shutil.rmtree(copy / "shards")
     with pytest.raises(UserError, match="no stored"):
         trajectories_picture(zoogen.open(copy), tmp_path / "picture.png")
 

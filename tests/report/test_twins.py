@@ -207,6 +207,7 @@ def test_nothing_to_compare_is_an_error_with_a_way_out(parents, twin_zoos, small
     copy = shutil.copytree(twin_zoos / "magnitude", tmp_path / "begun")
     for name in ("models.parquet", "checkpoints.parquet"):
         (copy / name).unlink()
+    shutil.rmtree(copy / "shards")
     with pytest.raises(UserError, match="none of the 24 twins"):
         twins_report(parents, parents.twins(copy))
     report = twins_report(parents, parents.twins(copy, twin_zoos / "variational"))

@@ -4,37 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoogen.core.errors import EnvironmentFault, UserError
+from zoogen.core.errors import UserError
 from zoogen.core.layout import Layout
 from zoogen.dataset import filters
-from zoogen.dataset.columns import positions
-from zoogen.dataset.shards import States
+from zoogen.dataset.columns import entries
+from zoogen.dataset.layouts import layouts_of, only_layout
+from zoogen.dataset.reading import Reading, reading
+from zoogen.dataset.shards import Shards, States
+from zoogen.dataset.trajectories import (
+    Pairs,
+    Trajectories,
+    Trajectory,
+    all_trajectories,
+    each_trajectory,
+    pairs_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from zoogen.dataset.normaliser import Kind, Normaliser
+    from zoogen.dataset.stream import StateStream
     from zoogen.dataset.torch_dataset import StatesDataset
     from zoogen.dataset.zoo import Zoo
 
-_SMALL = 1 << 30  # bytes that are allocated without looking at the free memory first
 
-
-class Trajectories(NamedTuple):
-    """Weights of M models at T epochs each.
-
-    Attributes:
-        model_ids: str [M].
-        epochs: int64 [T], ascending.
-        weights: float32 [M, T, P].
-    """
-
-    model_ids: np.ndarray
-    epochs: np.ndarray
-    weights: np.ndarray
+Columns = str | Sequence[str] | None
 
 
 class Selection:
@@ -129,41 +128,114 @@ class Selection:
         """
         return self.zoo.layout(self._layout_id)
 
-    def weights(self, columns: str | Sequence[str] | None = None) -> np.ndarray:
+    def by_layout(self) -> list[Selection]:
+        """One selection per layout: states whose weights fit one matrix."""
+        return [part for _, part in self.layout_parts()]
+
+    def weights(self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None) -> Any:
         """float32 [states, P]: one row per state, in the order of ``checkpoints``.
 
         Args:
             columns: Names or roles of tensors to read instead of all; they keep the order of the layout.
+            dtype: ``float32``, ``float16``, or ``bfloat16``, which comes as a torch tensor because NumPy lacks it.
+            normaliser: Standardises the weights (before they are rounded to ``dtype``).
 
         Raises:
-            UserError: models of several layouts, or an unknown tensor.
+            UserError: models of several layouts, an unknown tensor, a weight too large for ``dtype``.
             IntegrityError: a shard is damaged; the message names it.
             EnvironmentFault: the memory does not hold them; ``iter_weights`` reads them part by part.
         """
-        return self._read(self.rows, columns)
+        return self.read(self.rows, reading(self.layout, columns, dtype, normaliser))
 
-    def iter_weights(self, batch: int = 1024, columns: str | Sequence[str] | None = None) -> Iterator[np.ndarray]:
+    def iter_weights(
+        self,
+        batch: int = 1024,
+        columns: Columns = None,
+        *,
+        dtype: Any = "float32",
+        normaliser: Normaliser | None = None,
+    ) -> Iterator[Any]:
         """``weights`` in parts of at most ``batch`` states: float32 [batch, P] each."""
         if batch < 1:
             raise UserError(f"a batch has at least one state, got {batch}")
-        for start in range(0, len(self), batch):
-            yield self._read(self.rows[start : start + batch], columns)
+        how = reading(self.layout, columns, dtype, normaliser)
+        with Shards(self.zoo.path) as shards:  # not the zoo's: others may close those meanwhile
+            for start in range(0, len(self), batch):
+                yield how.weights(shards, self.states(self.rows[start : start + batch]))
 
-    def trajectories(self, columns: str | Sequence[str] | None = None) -> Trajectories:
+    def arrays(
+        self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None
+    ) -> dict[str, Any]:
+        """``weights`` as one array per tensor, by name: float32 [states, *shape] each, views of one matrix."""
+        layout = self.layout
+        whole = self.weights(columns, dtype=dtype, normaliser=normaliser)
+        found, start = {}, 0
+        for entry in entries(layout, columns):
+            found[entry.name] = whole[:, start : start + entry.size].reshape(len(whole), *entry.shape)
+            start += entry.size
+        return found
+
+    def is_finite(self, max_abs: float | None = None) -> np.ndarray:
+        """bool [states]: whether all float32 weights of a state are finite, and none is beyond ``max_abs``.
+
+        Reads every weight once, part by part. Layouts may differ.
+
+        Args:
+            max_abs: The largest absolute value that may occur.
+
+        Raises:
+            UserError: ``max_abs`` is negative.
+            IntegrityError: a shard is damaged; the message names it.
+        """
+        from zoogen.dataset.finite import finite_rows
+
+        return finite_rows(self, max_abs)
+
+    def finite(self, max_abs: float | None = None) -> Selection:
+        """The states of this selection for which ``is_finite`` holds."""
+        return Selection(self.zoo, self.rows[self.is_finite(max_abs)])
+
+    def normaliser(self, kind: Kind = "parameter") -> Normaliser:
+        """Shift and scale of the weights, fitted on the training models of this selection and no others.
+
+        Reads their weights once, part by part. Hand it to ``weights``, ``dataset`` or ``stream`` of any selection of
+        the same layout.
+
+        Args:
+            kind: "parameter": mean 0 and standard deviation 1 of every parameter over the states; "layer": the same
+                of all weights and biases of a layer together; "minmax": every layer from -1 to 1. A running
+                statistic is a layer of its own. What does not vary is only shifted.
+
+        Raises:
+            UserError: no training models, models of several layouts, or weights that are not finite.
+        """
+        from zoogen.dataset.normaliser import fit
+
+        return fit(self, kind)
+
+    def trajectories(
+        self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None
+    ) -> Trajectories:
         """Weights as models x epochs, models in the order of ``models``.
 
         Raises:
             UserError: some model lacks an epoch that another one has; the message says which, and why.
         """
-        tables = self.zoo.tables
-        model_of, epochs = tables.model_of[self.rows], tables.epochs[self.rows]
-        own = np.unique(epochs)
-        if len(self) != len(self._models) * len(own):
-            raise UserError(self._ragged(own))
-        order = np.lexsort((epochs, model_of))
-        weights = self._read(self.rows[order], columns)
-        ids = tables.models["model_id"].to_numpy(object)[self._models]
-        return Trajectories(ids, own, weights.reshape(len(ids), len(own), weights.shape[1]))
+        return all_trajectories(self, reading(self.layout, columns, dtype, normaliser))
+
+    def iter_trajectories(
+        self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None
+    ) -> Iterator[Trajectory]:
+        """(model_id, epochs [T], weights [T, P]) of one model after another; T may differ. Memory does not grow."""
+        return each_trajectory(self, reading(self.layout, columns, dtype, normaliser))
+
+    def pairs(self) -> Pairs:
+        """Consecutive states (t, t+1) of each model, where t+1 is the next epoch of those the selection holds.
+
+        ``zoo.select(epochs=[0, 5, 10]).pairs()`` pairs 0 with 5 and 5 with 10. Where a condition left out a model's
+        state between two others, these two are no pair.
+        """
+        return pairs_of(self)
 
     def predictions(self) -> np.ndarray:
         """uint8 [states, N_test]: the predicted class of each test sample.
@@ -208,7 +280,14 @@ class Selection:
 
         return read_log_alpha(self)
 
-    def dataset(self, target: str | None = None, columns: str | Sequence[str] | None = None) -> StatesDataset:
+    def dataset(
+        self,
+        target: str | None = None,
+        columns: Columns = None,
+        *,
+        dtype: Any = "float32",
+        normaliser: Normaliser | None = None,
+    ) -> StatesDataset:
         """A ``torch.utils.data.Dataset`` of (weights float32 [P], target), or of (weights, metadata as a dict).
 
         It reads from the shards on access, in whatever process; numbers become float32 targets, other values the
@@ -216,14 +295,55 @@ class Selection:
 
         Args:
             target: A column of checkpoints or models, e.g. ``test_acc`` or ``activation``.
-            columns: As in ``weights``.
+            columns, dtype, normaliser: As in ``weights``.
 
         Raises:
             UserError: models of several layouts, an unknown column, or one with missing values.
         """
         from zoogen.dataset.torch_dataset import make_dataset
 
-        return make_dataset(self, target, positions(self.layout, columns))
+        return make_dataset(self, target, reading(self.layout, columns, dtype, normaliser))
+
+    def stream(
+        self,
+        batch: int = 256,
+        target: str | None = None,
+        columns: Columns = None,
+        *,
+        dtype: Any = "float32",
+        normaliser: Normaliser | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        buffer: int | None = None,
+        drop_last: bool = False,
+        device: Any = "cpu",
+    ) -> StateStream:
+        """A ``torch.utils.data.IterableDataset`` of batches (weights [batch, P], target), read in large pieces.
+
+        The fast way through a large zoo. It gives whole batches, so a data loader around it takes
+        ``batch_size=None``; it can also be iterated as it is. ``state_dict`` and ``load_state_dict`` stop and go on
+        within an epoch.
+
+        Args:
+            batch: States per batch.
+            target, columns, dtype, normaliser: As in ``dataset``; metadata come as lists and tensors of a batch.
+            shuffle: Another order in every epoch, by seed and epoch alone: blocks of neighbouring states (about
+                1 MB) in random order, then states within a buffer. Every state comes once; a batch mixes states from
+                all blocks of its buffer.
+            seed: Of the shuffling.
+            buffer: States that are shuffled together; by default those of about 128 MB.
+            drop_last: Leave out an incomplete last batch.
+            device: Where the batches go, if no workers are used.
+
+        Raises:
+            UserError: as ``dataset``; or fewer states than a batch with ``drop_last``.
+        """
+        from zoogen.dataset.stream import make_stream
+        from zoogen.dataset.windows import Order
+
+        how = reading(self.layout, columns, dtype, normaliser)
+        order = Order(self.states(), how.width, batch, shuffle, seed, buffer, drop_last)
+        return make_stream(self, target, how, order, device)
 
     def states(self, rows: np.ndarray | None = None) -> States:
         """Where the states (or those of some rows of the checkpoints table) lie.
@@ -237,73 +357,20 @@ class Selection:
         ids = tables.models["model_id"].to_numpy(object)[tables.model_of[rows]]
         return States(self._layout_id, tables.shard_names, codes[rows], places[rows], ids, tables.epochs[rows])
 
-    def _read(self, rows: np.ndarray, columns: str | Sequence[str] | None) -> np.ndarray:
-        found = positions(self.layout, columns)
-        width = self.layout.parameters if found is None else len(found)
-        _check_memory(len(rows), width)
+    def read(self, rows: np.ndarray, how: Reading) -> Any:
+        """Weights of some rows of the checkpoints table: [rows, width], read as ``how`` says."""
+        how.check_memory(len(rows))
         with self.zoo.shards as shards:
-            return shards.weights(self.states(rows), found, width)
+            return how.weights(shards, self.states(rows))
+
+    def layout_parts(self) -> Iterator[tuple[np.ndarray, Selection]]:
+        """Each layout's states: their places in this selection, and a selection of them."""
+        model_of = self.zoo.tables.model_of[self.rows]
+        found, codes = layouts_of(self.zoo, model_of)
+        for code in range(len(found)):
+            places = np.flatnonzero(codes == code)
+            yield places, Selection(self.zoo, self.rows[places])
 
     @cached_property
     def _layout_id(self) -> str:
-        names = self.zoo.tables.models["architecture_id"].take(self._models).unique().tolist()
-        layouts = {self.zoo.architecture(name)["layout"] for name in names}
-        if len(layouts) == 1:
-            return layouts.pop()
-        if not layouts:
-            raise UserError("this selection is empty, so it has no weights")
-        raise UserError(
-            f"these states are of {len(layouts)} different layouts, which no one matrix holds:\n"
-            + "\n".join(sorted({f"  {self._described(name)}" for name in names}))
-            + "\n"
-            + self._advice()
-        )
-
-    def _described(self, architecture_id: str) -> str:
-        entry = self.zoo.architecture(architecture_id)
-        rest = {k: v for k, v in entry.items() if k not in ("name", "input_shape", "outputs", "layout")}
-        arguments = ", ".join(f"{k}={v}" for k, v in rest.items())
-        return f"{entry['name']}({arguments}): {self.zoo.layout(entry['layout']).parameters:,} parameters"
-
-    def _advice(self) -> str:
-        models = self.zoo.tables.models.take(self._models)
-        differing = [
-            key for key in models.columns
-            if key.startswith(("architecture.", "task.")) and models.groupby("architecture_id")[key].nunique().max() < 2
-            and models[key].nunique() > 1
-        ]  # fmt: skip
-        key = "architecture.name" if "architecture.name" in differing else (differing or ["architecture_id"])[0]
-        value = models[key].iloc[0]
-        shown = repr(value.item() if hasattr(value, "item") else value)
-        return f'narrow the selection, e.g. .select("{key} == {shown}")'
-
-    def _ragged(self, epochs: np.ndarray) -> str:
-        tables = self.zoo.tables
-        counts = np.bincount(tables.model_of[self.rows], minlength=len(tables.models))[self._models]
-        short = tables.models.take(self._models[counts < len(epochs)])
-        shown = []
-        for row in short.head(5).to_dict("records"):
-            diverged = row["status"] == "diverged"
-            why = f"diverged in epoch {row['diverged_epoch']}" if diverged else f"is {row['status']}"
-            shown.append(f"  {row['model_id'][:12]} {why}")
-        more = f"\n  ... and {len(short) - 5} more" if len(short) > 5 else ""
-        some_diverged = (short["status"] == "diverged").any()
-        advice = "\"status == 'trained'\"" if some_diverged else "epochs=[...]"
-        return (
-            f"trajectories differ in length: {len(short)} of {len(self._models)} models lack some of the "
-            f"{len(epochs)} epochs\n" + "\n".join(shown) + more + f"\nnarrow the selection, e.g. .select({advice})"
-        )
-
-
-def _check_memory(states: int, width: int) -> None:
-    needed = 4 * states * width
-    if needed < _SMALL:
-        return
-    import psutil
-
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise EnvironmentFault(
-            f"{states:,} states of {width:,} parameters take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free\n"
-            "read them part by part with iter_weights(), or select fewer epochs, models or tensors"
-        )
+        return only_layout(self.zoo, self._models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ import numpy as np
 
 from zoogen.core.errors import IntegrityError
 from zoogen.store.check import CHECKPOINT_COLUMNS
+from zoogen.store.derive import DerivedTables, in_groups, planned_shards
+from zoogen.store.shard import shards_folder
 from zoogen.store.tables import read_parquet
 from zoogen.store.zoo import CHECKPOINTS_TABLE, MODELS_TABLE, PLAN_COLUMNS, ZooFolder, to_frame
 
@@ -79,10 +82,12 @@ class Tables:
 
 
 def read_tables(folder: ZooFolder) -> Tables:
-    """Both tables as the last rebuild left them; a zoo whose first build still runs has models and no states.
+    """Both tables as the last rebuild left them; made anew in memory where shards were sealed since.
+
+    So of a zoo that is being built, every sealed shard is there.
 
     Raises:
-        IntegrityError: a table is damaged or is not one of this format.
+        IntegrityError: a table, the plan or a shard's table is damaged or not of this format.
         UserError: the zoo has no plan yet.
     """
     import pandas as pd
@@ -91,7 +96,10 @@ def read_tables(folder: ZooFolder) -> Tables:
         models = to_frame(read_parquet(folder.path / MODELS_TABLE, PLAN_COLUMNS))
         checkpoints = to_frame(read_parquet(folder.path / CHECKPOINTS_TABLE, CHECKPOINT_COLUMNS))
     except FileNotFoundError:
-        models, checkpoints = _unbuilt(folder)
+        models, checkpoints = _derived(folder, {})
+    else:
+        if _sealed_since(folder, checkpoints):
+            models, checkpoints = _derived(folder, _failures(models))
     _check_models(models, folder)
     model_of = pd.Index(models["model_id"]).get_indexer(checkpoints["model_id"])
     known = model_of >= 0
@@ -107,14 +115,30 @@ def read_tables(folder: ZooFolder) -> Tables:
     return Tables(models, _with_gap(checkpoints), model_of)
 
 
-def _unbuilt(folder: ZooFolder) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _sealed_since(folder: ZooFolder, checkpoints: pd.DataFrame) -> bool:
+    """Whether a planned shard is sealed that the table does not know."""
+    new = {place.name for place in folder.shard_folders()} - set(checkpoints["shard_id"].unique())
+    return bool(new) and any(s.shard_id in new for record in folder.read_cohorts() for s in record.segments)
+
+
+def _derived(folder: ZooFolder, failures: Mapping[str, str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Both tables from the plan and the shards that are sealed now; nothing is written."""
     import pandas as pd
 
-    models = folder.read_plan()
-    never = pd.array([None] * len(models), dtype="Int64")
-    models = models.assign(status="planned", diverged_epoch=never, last_epoch=never)
-    columns = {"model_id": "str", "epoch": "int32", "shard_id": "str", "row": "int32"}
-    return models, pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+    records = folder.read_cohorts()
+    shards = planned_shards(records, folder.sealed(), shards_folder(folder.path))
+    derived = DerivedTables(folder.plan_table(), records, shards, failures)
+    schema = derived.checkpoints_schema()
+    groups = [to_frame(table) for table in in_groups(derived.checkpoints(schema))]
+    checkpoints = pd.concat(groups, ignore_index=True) if groups else to_frame(schema.empty_table())
+    return to_frame(derived.models(schema)), checkpoints
+
+
+def _failures(models: pd.DataFrame) -> dict[str, str]:
+    if not {"status", "reason"} <= set(models.columns):
+        return {}
+    failed = models[models["status"] == "failed"]
+    return dict(zip(failed["model_id"], failed["reason"].astype("str"), strict=True))
 
 
 def _check_models(models: pd.DataFrame, folder: ZooFolder) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zoogen.core.errors import IntegrityError, UserError, suggest
+from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.layout import Layout
 from zoogen.dataset.filters import Epochs
 from zoogen.dataset.selection import Selection
@@ -23,6 +23,11 @@ from zoogen.store.zoo import MANIFEST_FILE, ZooFolder, layout_of
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor, nn
+
+    from zoogen.core.contracts import PartName
+    from zoogen.dataset.functional import Functional, Stacked
+    from zoogen.dataset.splits import Resplit
+    from zoogen.dataset.task import ZooTask
 
 _MANIFEST = {"name": str, "version": int, "factors": list, "architectures": dict, "tasks": dict, "layouts": dict}
 _SHORTEST_PREFIX = 6
@@ -62,6 +67,7 @@ class Zoo:
         self.manifest = manifest
         self.shards = Shards(folder.path)
         self._layouts: dict[str, Layout] = {}
+        self._tasks: dict[tuple[str, Path | None], ZooTask] = {}
 
     @property
     def name(self) -> str:
@@ -209,18 +215,133 @@ class Zoo:
         Raises:
             UserError: no such task, several, or nothing is trained on it yet.
         """
-        tasks = self.manifest["tasks"]
-        fitting = [i for i, entry in tasks.items() if task is None or task in (i, entry.get("name"))]
-        if len(fitting) != 1:
-            if not fitting:
-                names = {str(entry.get("name")) for entry in tasks.values()}
-                raise UserError(f"unknown task {task!r}\n{suggest(str(task), names)}")
-            shown = "\n".join(f"  {i}: {tasks[i].get('name')}" for i in fitting)
-            raise UserError(f"the zoo has several such tasks; name one by its id (column task_id):\n{shown}")
+        from zoogen.dataset.task import find_task_id
+
+        task_id = find_task_id(self, task)
         try:
-            return read_split(self.path, fitting[0])
+            return read_split(self.path, task_id)
         except FileNotFoundError:
-            raise UserError(f"no model of task {task or fitting[0]!r} is trained yet, so it has no split") from None
+            raise UserError(f"no model of task {task or task_id!r} is trained yet, so it has no split") from None
+
+    def task(
+        self, name: str | None = None, data: str | os.PathLike[str] | None = None, *, download: bool = False
+    ) -> ZooTask:
+        """The data that the zoo was trained on, with their transform and split, checked to be the same.
+
+        Args:
+            name: Name or id of the task; may be left out where the zoo has one.
+            data: Folder of the source files, as of ``zoogen build --data``; None: ``$ZOOGEN_DATA`` or the cache.
+            download: Fetch missing files.
+
+        Raises:
+            UserError: no such task, several, or one that this zoogen does not know.
+            EnvironmentFault: files are missing; the message says what to place where.
+            IntegrityError: the data are others than those the zoo was trained on.
+        """
+        from zoogen.dataset.task import find_task_id, load_task
+
+        key = (find_task_id(self, name), None if data is None else Path(data))
+        if key not in self._tasks:
+            self._tasks[key] = load_task(self, *key, download)
+        return self._tasks[key]
+
+    def functional(self, name: str, *, allow: Sequence[str] = ()) -> Functional:
+        """(function, template): a network as ``function(params, buffers, x) -> outputs``, for ``torch.func``.
+
+        Args:
+            name: Id of an architecture (column ``architecture_id``), or of a model; its last state fills the template.
+            allow: As for ``module``; so are the errors.
+        """
+        from zoogen.dataset.functional import make_functional
+
+        return make_functional(self, name, allow)
+
+    def stacked(self, selection: Selection, device: str = "cpu") -> Stacked:
+        """(params, buffers) of the states of a selection by name, [n, *shape] each, as ``functional`` takes them.
+
+        Raises:
+            UserError, IntegrityError, EnvironmentFault: as ``Selection.weights``.
+        """
+        from zoogen.dataset.functional import stack_states
+
+        return stack_states(selection, device)
+
+    def evaluate(
+        self,
+        selection: Selection,
+        part: PartName = "test",
+        *,
+        task: ZooTask | None = None,
+        predictions: bool = False,
+        device: str = "cpu",
+        allow: Sequence[str] = (),
+    ) -> pd.DataFrame:
+        """Loss (nats) and accuracy of stored states, computed anew: one row per state, in the order of the selection.
+
+        They are the stored scores up to float32 rounding, where precision and kind of device are those of training.
+
+        Args:
+            selection: The states; several architectures and tasks will do.
+            part: "train" (without augmentation), "val" or "test".
+            task: Other data; None: those the models were trained on, as ``task()`` finds them.
+            predictions: Also the predicted class of each sample, as arrays [N].
+            device, allow: Where it is computed; code that may run, as for ``module``.
+
+        Raises:
+            UserError, EnvironmentFault, IntegrityError: as ``task``, ``module`` and ``Selection.weights``.
+        """
+        from zoogen.dataset.evaluate import evaluate
+
+        return evaluate(self, selection, part, task=task, predictions=predictions, device=device, allow=allow)
+
+    def evaluate_weights(
+        self,
+        weights: np.ndarray | Tensor,
+        like: str | None = None,
+        part: PartName = "test",
+        *,
+        task: ZooTask | None = None,
+        predictions: bool = False,
+        device: str = "cpu",
+        allow: Sequence[str] = (),
+    ) -> pd.DataFrame:
+        """``evaluate`` for any weights, float [n, P] as ``Selection.weights`` gives them: generated ones, say.
+
+        Args:
+            like: Id of their architecture, or of a model of it; may be left out where the zoo has one architecture.
+                Tensors that a row does not hold (counters, indices) are those of that model.
+        """
+        from zoogen.dataset.evaluate import evaluate_weights
+
+        return evaluate_weights(
+            self, weights, like, part, task=task, predictions=predictions, device=device, allow=allow
+        )
+
+    def resplit(self, by: str, test: Any, val: Any = ()) -> Resplit:
+        """Another model split than the stored one: models with some values of a setting apart from all others.
+
+        Twins, and models that descend from others, are on the side of the model they go back to.
+
+        ::
+
+            zoo.resplit("lr", test=[0.1]).select("train", epochs="last")
+
+        Args:
+            by: Column of the models, or its unique end.
+            test, val: Values of it that go to the test and the validation side; the rest is "train".
+
+        Raises:
+            UserError: no such setting or value, a value on two sides, or a side without models.
+        """
+        from zoogen.dataset.splits import resplit
+
+        return resplit(self, by, test, val)
+
+    def leave_one_out(self, by: str) -> dict[Any, Resplit]:
+        """``resplit`` once for each value of a setting, which is the test side: value -> split."""
+        from zoogen.dataset.splits import leave_one_out
+
+        return leave_one_out(self, by)
 
     def architecture(self, architecture_id: str) -> Mapping[str, Any]:
         """How the manifest describes an architecture on a task: name, arguments, input shape, outputs, layout.

@@ -1,0 +1,142 @@
+"""Several zoos in one stream: shares, layouts, order and resumption."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import zoogen
+from zoogen.core.errors import UserError
+from zoogen.dataset.mixture import MixedBatch
+
+
+@pytest.fixture
+def zoos(small_zoo, mixed_zoo):
+    return zoogen.open(small_zoo), zoogen.open(mixed_zoo)
+
+
+def test_each_batch_is_of_one_source_and_one_layout(zoos):
+    small, mixed = zoos
+    for batch in zoogen.mix({small: 1, mixed: 1}, batch=3, batches=60):
+        assert isinstance(batch, MixedBatch)
+        zoo = zoos[batch.source]
+        assert batch.weights.shape[1] == zoo.layout(batch.layout_id).parameters
+        for row, model, epoch in zip(batch.weights, batch.target["model_id"], batch.target["epoch"], strict=True):
+            state = zoo.state_dict(model, int(epoch))
+            assert torch.equal(row, torch.cat([t.ravel() for t in state.values()]))
+
+
+def test_sources_come_in_the_shares_asked_for(zoos):
+    small, mixed = zoos
+    n = 4000
+    stream = zoogen.mix({small.select(epochs=3): 3, mixed: 1}, batch=4, target="test_acc", batches=n)
+    picked = np.array([stream._sources[part] for part in stream._picked(0)])
+    # Binomial with p = 3/4: standard error sqrt(.75 * .25 / 4000) = 0.0068.
+    assert (picked == 0).mean() == pytest.approx(0.75, abs=4 * 0.0068)
+    found = Counter(b.source for b, _ in zip(stream, range(200), strict=False))
+    assert found == Counter(picked[:200].tolist())
+
+
+def test_every_state_of_a_source_comes_before_any_comes_again(zoos):
+    small, mixed = zoos
+    own = mixed.select(hidden="[4]")
+    stream = zoogen.mix({small: 1, own: 2}, batch=4, batches=40)
+    found = [
+        key
+        for b in stream
+        if b.source == 1
+        for key in zip(b.target["model_id"], b.target["epoch"].tolist(), strict=True)
+    ]
+    rounds = [found[i : i + len(own)] for i in range(0, len(found) - len(own), len(own))]
+    everything = set(zip(own.checkpoints.model_id, own.checkpoints.epoch, strict=True))
+    assert len(rounds) > 2
+    assert all(set(r) == everything for r in rounds)
+    assert rounds[0] != rounds[1]
+
+
+def same(one, other):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert (a.source, a.layout_id) == (b.source, b.layout_id)
+        assert torch.equal(a.weights, b.weights)
+        assert torch.equal(a.target, b.target)
+
+
+def make(zoos, **options):
+    return zoogen.mix({zoos[0]: 0.3, zoos[1]: 0.7}, batch=5, target="test_acc", seed=2, **options)
+
+
+def test_it_is_deterministic_and_resumes_twice_in_an_epoch(zoos):
+    stream = make(zoos)
+    whole = [list(stream) for _ in range(3)]
+    assert len(whole[0]) == len(stream)
+    assert [b.source for b in whole[0]] != [b.source for b in whole[1]]
+    given = []
+    state = {**make(zoos).state_dict(), "epoch": 1}
+    for stop in (3, 7, len(stream)):
+        part = make(zoos)
+        part.load_state_dict(state)
+        for batch in part:
+            given.append(batch)
+            if len(given) == stop:
+                break
+        state = part.state_dict()
+    same(given, whole[1])
+    with pytest.raises(UserError, match="another iteration"):
+        zoogen.mix({zoos[0]: 0.4, zoos[1]: 0.6}, batch=5, target="test_acc", seed=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(zoos, workers):
+    same(list(DataLoader(make(zoos), batch_size=None, num_workers=workers)), list(make(zoos)))
+
+
+def test_streams_bring_their_own_settings(zoos):
+    small, mixed = zoos
+    chosen = small.select("lr < 1")
+    normaliser = chosen.normaliser()
+    streams = {chosen.stream(8, "test_acc", normaliser=normaliser): 1.0}
+    streams |= {part.stream(2, "test_acc", "bias"): 0.5 for part in mixed.select().by_layout()}
+    found = list(zoogen.mix(streams, batches=30))
+    standardised = chosen.weights(normaliser=normaliser)
+    whole = torch.cat([b.weights for b in found if b.source == 0])
+    assert torch.equal(whole[: len(chosen)], torch.from_numpy(standardised))
+    assert {b.weights.shape[1] for b in found if b.source > 0} == {4 + 10, 6 + 10}
+
+
+def test_classes_are_counted_alike_in_all_sources(zoos):
+    """One zoo has two more values than the other: the same word has the same number."""
+    small, mixed = zoos
+    small.tables.models["note"] = ["b", "c"] * 6
+    mixed.tables.models["note"] = ["a", "c"] * 4
+    stream = zoogen.mix({small: 1, mixed: 1}, batch=4, target="note", batches=40)
+    assert stream.classes == ("a", "b", "c")
+    seen = {0: set(), 1: set()}
+    for batch in stream:
+        seen[batch.source] |= {stream.classes[int(t)] for t in batch.target}
+    assert seen == {0: {"b", "c"}, 1: {"a", "c"}}
+
+
+def test_classes_and_numbers_do_not_mix(zoos):
+    small, mixed = zoos
+    with pytest.raises(UserError, match="numbers"):
+        zoogen.mix({small.select().stream(4, "test_acc"): 1, mixed.select(hidden="[4]").stream(4, "activation"): 1})
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), "1"])
+def test_weights_are_positive_numbers(zoos, weight):
+    with pytest.raises(UserError, match="positive"):
+        zoogen.mix({zoos[0]: 1.0, zoos[1]: weight})
+
+
+def test_nothing_to_mix_is_said(zoos):
+    with pytest.raises(UserError, match="nothing to mix"):
+        zoogen.mix({})
+    with pytest.raises(UserError, match="empty"):
+        zoogen.mix({zoos[0].select("test_acc > 2"): 1.0})
+    with pytest.raises(UserError, match="at least one batch"):
+        zoogen.mix({zoos[0]: 1.0}, batches=0)

@@ -1,0 +1,287 @@
+"""Streams of batches: every state once, the same for every number of workers, resumable, in whatever process."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import zoogen
+from zoogen.core.errors import IntegrityError, UserError
+from zoogen.dataset.shards import States
+from zoogen.dataset.windows import Order
+
+
+def keys(batches):
+    """(model, epoch) of every state, in order, from metadata."""
+    return [
+        key for _, about in batches for key in zip(about["model_id"], about["epoch"].tolist(), strict=True)
+    ]  # fmt: skip
+
+
+def same(one, other):
+    assert len(one) == len(other) > 0
+    for (w, a), (v, b) in zip(one, other, strict=True):
+        assert torch.equal(w, v)
+        assert all(torch.equal(a[k], b[k]) if isinstance(a[k], torch.Tensor) else a[k] == b[k] for k in a)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_without_shuffling_it_is_the_selection_in_order(zoo, small_zoo, stored_rows, drop_last):
+    selection = zoo.select("lr < 1")
+    batches = list(selection.stream(5, "test_acc", drop_last=drop_last))
+    whole = stored_rows(small_zoo, selection.checkpoints)
+    length = len(whole) // 5 * 5 if drop_last else len(whole)
+    assert length < len(whole) or not drop_last
+    assert np.array_equal(torch.cat([w for w, _ in batches]), whole[:length])
+    expected = selection.checkpoints["test_acc"].to_numpy(np.float32)[:length]
+    assert np.array_equal(torch.cat([t for _, t in batches]), expected)
+    assert len(selection.stream(5, drop_last=drop_last)) == len(batches)
+
+
+@pytest.mark.parametrize("buffer", [None, 4, 12])
+def test_shuffled_every_state_comes_once_with_its_own_weights(zoo, small_zoo, stored_rows, buffer):
+    selection = zoo.select()
+    stream = selection.stream(4, shuffle=True, seed=3, buffer=buffer)
+    table = selection.checkpoints.set_index(["model_id", "epoch"], drop=False)
+    orders = []
+    for _ in range(2):
+        batches = list(stream)
+        found = keys(batches)
+        assert sorted(found) == sorted(table.index.tolist())
+        assert np.array_equal(torch.cat([w for w, _ in batches]), stored_rows(small_zoo, table.loc[found]))
+        orders.append(found)
+    assert orders[0] != orders[1] != table.index.tolist()
+    again = selection.stream(4, shuffle=True, seed=3, buffer=buffer)
+    again.set_epoch(1)
+    assert keys(again) == orders[1]
+    assert keys(selection.stream(4, shuffle=True, seed=4, buffer=buffer)) not in orders
+
+
+def synthetic(n_shards=7, rows=3000):
+    shard, row = np.repeat(np.arange(n_shards), rows), np.tile(np.arange(rows), n_shards)
+    n = len(row)
+    return States("x", tuple(f"s{i}" for i in range(n_shards)), shard, row, np.full(n, "m", object), np.zeros(n, int))
+
+
+def test_a_shuffled_order_reads_blocks_and_mixes_well():
+    states = synthetic()
+    order = Order(states, 2464, 64, True, 0, 4096, False)
+    taken = np.concatenate(list(order.epoch(0)))
+    assert np.array_equal(np.sort(taken), np.arange(len(states)))
+    # Windows read few pieces: a block of 1 MB has 96 states of 2,464 floats; its ends at window borders are cut.
+    for number in range(-(-order.batches // order.batches_per_window)):
+        places, _ = order.window(0, number)
+        pieces = 1 + np.count_nonzero(np.diff(places) != 1)
+        assert pieces <= len(places) / 96 * 1.1 + 2
+    # Uniformly random permutations move a state by a third of the length on average; blocks of 96 in 21,000 states
+    # leave the average of 219 independent blocks: standard error about 0.236 / sqrt(219) = 0.016.
+    n = len(states)
+    moved = np.abs(taken - np.arange(n)).mean() / n
+    assert moved == pytest.approx(1 / 3, abs=4 * 0.016)
+    # A batch of 64 draws from the 43 blocks of its window: 43 (1 - (1 - 1/43)^64) = 33 different ones are expected.
+    different = [len(np.unique(taken[i : i + 64] // 96)) for i in range(0, n - 64, 64)]
+    assert np.mean(different) > 25
+    assert not np.array_equal(taken, np.concatenate(list(order.epoch(1))))
+
+
+def test_a_buffer_that_holds_everything_shuffles_states_one_by_one():
+    states = synthetic(2, 200)
+    order = Order(states, 10, 8, True, 1, None, False)
+    positions = np.stack([np.argsort(np.concatenate(list(order.epoch(e)))) for e in range(300)])
+    # Place 0 of a uniform order is each state equally often: mean 199.5, standard error 115.5 / sqrt(300) = 6.7.
+    assert positions[:, 0].mean() == pytest.approx(199.5, abs=4 * 6.7)
+    # Neighbours in the file are no neighbours in the order: |difference| of a uniform pair is 133 on average.
+    assert np.abs(positions[:, 0] - positions[:, 1]).mean() == pytest.approx(133.5, abs=4 * 94 / 300**0.5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_forked_workers_give_the_same_batches_in_the_same_order(zoo, workers):
+    selection = zoo.select()
+    alone = list(selection.stream(3, shuffle=True, buffer=9))
+    stream = selection.stream(3, shuffle=True, buffer=9)
+    next(iter(stream))  # files open in this process must not disturb the workers
+    loader = DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context="fork")
+    assert len(loader) == len(alone)
+    same(list(loader), alone)
+
+
+@pytest.mark.parametrize("kind", ["stream", "dataset"])
+def test_spawned_workers_give_the_same(zoo, kind):
+    selection = zoo.select("lr < 1")
+    normaliser = selection.normaliser()
+    weights = selection.weights(normaliser=normaliser)
+    if kind == "stream":
+        source = selection.stream(7, "activation", normaliser=normaliser)
+        next(iter(source))
+        loader = DataLoader(source, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    else:
+        source = selection.dataset("activation", normaliser=normaliser)
+        source[0]
+        loader = DataLoader(source, batch_size=7, num_workers=2, multiprocessing_context="spawn")
+    batches = list(loader)
+    assert np.array_equal(torch.cat([w for w, _ in batches]), weights)
+    labels = [source.classes[t] for _, codes in batches for t in codes.tolist()]
+    assert labels == selection.joined("activation")["architecture.activation"].tolist()
+
+
+def test_it_goes_on_where_it_was_stopped_also_twice(zoo):
+    def make():
+        return zoo.select().stream(3, shuffle=True, seed=1, buffer=9)
+
+    stream = make()
+    whole = [list(stream) for _ in range(3)]
+    assert keys(whole[0]) != keys(whole[1])
+
+    first = make()
+    list(first)
+    given = []
+    for batch in first:  # in the second epoch
+        given.append(batch)
+        if len(given) == 4:
+            break
+    state = json.loads(json.dumps(first.state_dict()))
+    assert (state["epoch"], state["batch"]) == (1, 4)
+
+    second = make()
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    for batch in second:
+        given.append(batch)
+        if len(given) == 6:
+            break
+    third = make()
+    third.load_state_dict(second.state_dict())
+    given += list(third)
+    same(given, whole[1])
+    same(list(third), whole[2])  # the epoch after it is whole
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_workers_the_count_of_given_batches_is_enough(zoo, workers):
+    def make():
+        return zoo.select().stream(3, shuffle=True, seed=1, buffer=9)
+
+    whole = list(make())
+    stream = make()
+    stream.load_state_dict({**stream.state_dict(), "batch": 5})
+    same(list(DataLoader(stream, batch_size=None, num_workers=workers)), whole[5:])
+
+
+def test_an_epoch_left_early_begins_anew_and_a_finished_one_is_over(zoo):
+    stream = zoo.select().stream(6, shuffle=True)
+    first = next(iter(stream))
+    same([next(iter(stream))], [first])
+    for batch in stream:
+        last = batch
+    assert stream.state_dict()["epoch"] == 1
+    stream = zoo.select().stream(6, shuffle=True)
+    given = []
+    for batch in stream:
+        given.append(batch)
+        state = stream.state_dict()  # after the last batch, before the end of the epoch is seen
+    same(given[-1:], [last])
+    again = zoo.select().stream(6, shuffle=True)
+    again.load_state_dict(state)
+    assert list(again) == []
+    assert again.state_dict()["epoch"] == 1
+
+
+def test_a_state_of_another_iteration_is_refused(zoo):
+    state = zoo.select().stream(3, shuffle=True).state_dict()
+    for other in (
+        zoo.select("lr < 1").stream(3, shuffle=True),
+        zoo.select().stream(4, shuffle=True),
+        zoo.select().stream(3, shuffle=True, seed=1),
+        zoo.select().stream(3),
+    ):
+        with pytest.raises(UserError, match="another iteration"):
+            other.load_state_dict(state)
+    for wrong in ({}, {**state, "batch": 10_000}, {**state, "epoch": -1}, {**state, "batch": "1"}):
+        with pytest.raises(UserError, match="no state of an iteration"):
+            zoo.select().stream(3, shuffle=True).load_state_dict(wrong)
+
+
+def test_batches_go_to_the_device(zoo):
+    """The meta device is one that every machine has."""
+    weights, accuracy = next(iter(zoo.select().stream(3, "test_acc", device="meta")))
+    assert weights.device.type == accuracy.device.type == "meta"
+    _, about = next(iter(zoo.select().stream(3, device="meta")))
+    assert about["epoch"].device.type == "meta"
+    loader = DataLoader(zoo.select().stream(3, device="meta"), batch_size=None, num_workers=1)
+    with pytest.raises(UserError, match="num_workers=0"):
+        list(loader)
+
+
+@pytest.mark.gpu
+def test_batches_on_a_gpu_are_those_on_the_cpu(zoo):
+    on_gpu = list(zoo.select().stream(3, "test_acc", shuffle=True, device="cuda"))
+    for (w, t), (v, u) in zip(on_gpu, zoo.select().stream(3, "test_acc", shuffle=True), strict=True):
+        assert w.is_cuda
+        assert t.is_cuda
+        assert torch.equal(w.cpu(), v)
+        assert torch.equal(t.cpu(), u)
+
+
+def test_types_and_tensors_are_those_of_weights(zoo):
+    selection = zoo.select()
+    stream = selection.stream(5, columns="bias", dtype="bfloat16")
+    assert stream.parameters == 18
+    assert torch.equal(torch.cat([w for w, _ in stream]), selection.weights("bias", dtype="bfloat16"))
+
+
+def test_training_and_test_models_count_the_same_classes(zoo):
+    relu = zoo.select(activation="relu").stream(100, "activation")
+    assert relu.classes == ("relu", "tanh")
+    assert next(iter(relu))[1].unique().tolist() == [0]
+    tanh = zoo.select(activation="tanh").dataset("activation")
+    assert tanh.classes == ("relu", "tanh")
+    assert {int(t) for _, t in (tanh[i] for i in range(len(tanh)))} == {1}
+
+
+def test_a_pickled_stream_leaves_its_window_behind(zoo):
+    stream = zoo.select().stream(3, "test_acc")
+    next(iter(stream))
+    assert stream._window is not None
+    copy = pickle.loads(pickle.dumps(stream))
+    assert copy._window is None
+    assert torch.equal(next(iter(copy))[0], next(iter(stream))[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_damaged_in_the_middle_is_named_and_nothing_wrong_is_given(small_zoo, tmp_path, workers):
+    copy = shutil.copytree(small_zoo, tmp_path / "zoo")
+    zoo = zoogen.open(copy)
+    selection = zoo.select()
+    whole = selection.weights()
+    shards = selection.checkpoints["shard_id"]
+    damaged = shards.unique()[-1]
+    first = int(np.flatnonzero(shards == damaged)[0])
+    assert 0 < first < len(whole)
+    file = copy / "shards" / damaged / "weights.h5"
+    data = bytearray(file.read_bytes())
+    data[data.index(whole[first].tobytes())] ^= 1
+    file.write_bytes(data)
+    stream = zoogen.open(copy).select().stream(2, "test_acc", buffer=2)
+    given = []
+    with pytest.raises(IntegrityError, match=damaged):  # noqa: PT012
+        for weights, _ in DataLoader(stream, batch_size=None, num_workers=workers):
+            given.append(weights)
+    assert np.array_equal(torch.cat(given), whole[: 2 * len(given)])
+    assert first - 2 < 2 * len(given) <= first
+
+
+def test_what_makes_no_stream_says_why(zoo):
+    with pytest.raises(UserError, match="empty"):
+        zoo.select("test_acc > 2").stream()
+    with pytest.raises(UserError, match="at least one state"):
+        zoo.select().stream(0)
+    with pytest.raises(UserError, match="do not fill a batch"):
+        zoo.select(epochs=0).stream(1000, drop_last=True)
+    with pytest.raises(UserError, match="test_acc"):
+        zoo.select().stream(4, "test_ac")

@@ -1,0 +1,148 @@
+"""How weights are handed out: which columns of a row, standardised or not, in which floating-point type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zoogen.core.errors import EnvironmentFault, UserError, suggest
+from zoogen.core.layout import Layout
+from zoogen.dataset.columns import positions
+from zoogen.dataset.shards import Shards, States
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoogen.dataset.normaliser import Normaliser
+
+Weights = Any
+"""NumPy array, or a torch tensor where NumPy lacks the type (bfloat16)."""
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_SMALL = 1 << 30  # bytes that are allocated without looking at the free memory first
+_PART_BYTES = 16 << 20  # float32 rows that are converted at once
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What becomes of a stored row; made by ``reading``.
+
+    Attributes:
+        columns: int64 positions in a row, or None for all of it.
+        width: Numbers per state.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        shift, scale: float64 [width], ``(w - shift) / scale`` is handed out; None where rows stay as stored.
+    """
+
+    columns: np.ndarray | None
+    width: int
+    dtype: str
+    shift: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+    def weights(self, shards: Shards, states: States) -> Weights:
+        """[states, width], in the order of ``states``.
+
+        Raises:
+            IntegrityError: a shard is damaged, or is not what the tables say.
+            UserError: a finite weight is too large for the type.
+        """
+        if self.dtype == "float32" and self.shift is None:
+            return shards.weights(states, self.columns, self.width)
+        out = self._empty(len(states))
+        height = max(1, _PART_BYTES // max(1, 4 * self.width))
+        for start in range(0, len(states), height):
+            part = slice(start, start + height)
+            out[part] = self._converted(shards.weights(states.take(part), self.columns, self.width))
+        return out
+
+    def tensor(self, shards: Shards, states: States) -> Tensor:
+        """``weights`` as a torch tensor on the CPU."""
+        import torch
+
+        return torch.as_tensor(self.weights(shards, states))
+
+    def check_memory(self, states: int) -> None:
+        """Refuse what the memory does not hold.
+
+        Raises:
+            EnvironmentFault: more bytes are needed than are free.
+        """
+        needed = _BYTES[self.dtype] * states * self.width
+        if needed < _SMALL:
+            return
+        import psutil
+
+        free = psutil.virtual_memory().available
+        if needed > free:
+            raise EnvironmentFault(
+                f"{states:,} states of {self.width:,} parameters take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+                "free\nread them part by part with iter_weights(), or select fewer epochs, models or tensors"
+            )
+
+    def _empty(self, states: int) -> Weights:
+        if self.dtype != "bfloat16":
+            return np.empty((states, self.width), self.dtype)
+        import torch
+
+        return torch.empty((states, self.width), dtype=torch.bfloat16)
+
+    def _converted(self, rows: np.ndarray) -> Weights:
+        if self.shift is not None:
+            rows = ((rows - self.shift) / self.scale).astype(np.float32)
+        if self.dtype == "float32":
+            return rows
+        if self.dtype == "bfloat16":
+            import torch
+
+            found: Weights = torch.from_numpy(rows).bfloat16()
+            infinite = found.isinf().numpy()
+        else:
+            with np.errstate(over="ignore"):  # looked for below
+                found = rows.astype(np.float16)
+            infinite = np.isinf(found)
+        if infinite.any() and np.isfinite(large := rows[infinite]).any():
+            raise UserError(
+                f"a weight of {np.abs(large[np.isfinite(large)]).max():.6g} does not fit {self.dtype}\n"
+                "leave such states out with .finite(max_abs=65504), or read float32 or bfloat16"
+            )
+        return found
+
+
+def reading(
+    layout: Layout,
+    columns: str | Sequence[str] | None = None,
+    dtype: Any = "float32",
+    normaliser: Normaliser | None = None,
+) -> Reading:
+    """How to read rows of this layout.
+
+    Args:
+        layout: Of the states.
+        columns: Names or roles of tensors; None for all.
+        dtype: ``float32``, ``float16``, ``bfloat16``, as text or as the type of NumPy or torch.
+        normaliser: Standardises them, if given.
+
+    Raises:
+        UserError: an unknown tensor or type, or a normaliser of another layout.
+    """
+    found = positions(layout, columns)
+    width = layout.parameters if found is None else len(found)
+    name = _dtype_name(dtype)
+    if normaliser is None:
+        return Reading(found, width, name)
+    normaliser.check(layout)
+    every = slice(None) if found is None else found
+    return Reading(found, width, name, normaliser.shift[every], normaliser.scale[every])
+
+
+def _dtype_name(dtype: Any) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, str) and isinstance(dtype, (type, np.dtype)):
+        name = np.dtype(dtype).name
+    if name not in _BYTES:
+        raise UserError(f"weights come as float32, float16 or bfloat16, not as {name!r}\n{suggest(name, _BYTES)}")
+    return name
