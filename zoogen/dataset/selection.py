@@ -166,7 +166,7 @@ class Selection:
     def arrays(
         self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None
     ) -> dict[str, Any]:
-        """``weights`` as one array per tensor, by name: float32 [states, *shape] each, views of one matrix."""
+        """``weights`` as one array per tensor, by name: float32 [states, ...] each, views of one matrix."""
         layout = self.layout
         whole = self.weights(columns, dtype=dtype, normaliser=normaliser)
         found, start = {}, 0

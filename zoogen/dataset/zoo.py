@@ -257,7 +257,7 @@ class Zoo:
         return make_functional(self, name, allow)
 
     def stacked(self, selection: Selection, device: str = "cpu") -> Stacked:
-        """(params, buffers) of the states of a selection by name, [n, *shape] each, as ``functional`` takes them.
+        """(params, buffers) of the states of a selection by name, [n, ...] each, as ``functional`` takes them.
 
         Raises:
             UserError, IntegrityError, EnvironmentFault: as ``Selection.weights``.
