@@ -3,6 +3,6 @@
 Once a zoo is published with a name, a change of its behaviour or of a default gets a new name (``mlp-2``).
 """
 
-from zoogen.architectures import cnn, import_path, mlp, resnet, torchvision_models
+from zoogen.architectures import cnn, cnn_gap, import_path, mlp, resnet, torchvision_models
 
-__all__ = ["cnn", "import_path", "mlp", "resnet", "torchvision_models"]
+__all__ = ["cnn", "cnn_gap", "import_path", "mlp", "resnet", "torchvision_models"]

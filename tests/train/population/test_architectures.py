@@ -16,6 +16,7 @@ from zoogen.train.schedules import Constant
 CASES = {
     "cnn-s": {"activation": "gelu", "dropout": 0.2},
     "cnn-l": {"activation": "tanh", "dropout": 0.1},
+    "cnn-gap": {"activation": "relu", "dropout": 0.2},
     "mlp": {"hidden": (32, 16), "activation": "silu"},
     "resnet18": {"width": 2},
     "resnet50": {"width": 2},
@@ -37,7 +38,7 @@ def native(job, data, kernels):
 
 PAIRS = [
     pytest.param(engine, name, id=f"{engine.__name__}-{name}", marks=[pytest.mark.slow] * (name in SLOW))
-    for engine, names in ((stacked, CASES), (native, ("cnn-s", "cnn-l", "mlp", "resnet18", "resnet50")))
+    for engine, names in ((stacked, CASES), (native, ("cnn-s", "cnn-l", "cnn-gap", "mlp", "resnet18", "resnet50")))
     for name in names
 ]
 
