@@ -48,7 +48,7 @@ HOMES = {
     "sklearn": {"tasks"},
     "matplotlib": {"report"},
     "pydantic": {"blueprint"},
-    "yaml": {"blueprint"},
+    "yaml": {"blueprint", "importers/records/model_card.py"},
     "rich": {"cli", "build"},
     "click": {"cli"},
 }

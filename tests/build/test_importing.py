@@ -23,6 +23,7 @@ import zoogen.build.imported_units as units
 from zoogen.build.importing import import_zoo
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.store.verify import verify
+from zoogen.store.zoo import ZooFolder
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +188,7 @@ def test_what_cannot_be_used_is_left_out_recorded_and_summed_up(source, tmp_path
     assert told[0][2] == "has no checkpoints"
     assert told[1][2] == told[2][2] == "holds NaN or infinite numbers"
     assert "without running code" in told[3][2]
-    assert "1 models: has no checkpoints" in str(done)
+    assert "1 model: has no checkpoints" in str(done)
     assert "5 checkpoints: holds NaN or infinite numbers" in str(done)
     zoo = zoogen.open(done.path)
     models = by_key(zoo)
@@ -348,3 +349,20 @@ def test_a_hostile_archive_leaves_nothing_behind(tmp_path):
     with pytest.raises(IntegrityError, match=r"'\.\./\.\./evil' leads out"):
         take(tmp_path / "zoo.zip", tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_shard_that_was_damaged_and_moved_aside_is_made_anew_by_the_same_command(source, tmp_path):
+    done = take(source, tmp_path / "out")
+    before = digests(done.path)
+    weights = next(done.path.glob("shards/*/weights.h5"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    (shard_id,) = verify(done.path).damaged_shards()
+    ZooFolder(done.path).remove_damaged(shard_id)
+    again = take(source, tmp_path / "out")
+    assert (again.models, again.states) == (done.models, done.states)
+    assert verify(done.path).complete
+    assert {name: d for name, d in digests(done.path).items() if name.startswith("shards")} == {
+        name: d for name, d in before.items() if name.startswith("shards")
+    }

@@ -73,11 +73,23 @@ def config(**changes) -> dict:
     return base | {key.replace("__", "::"): value for key, value in changes.items()}
 
 
-def write_trial(folder: Path, settings: dict, *, epochs: int = 2, digits_in_name: int = 6, prefix: str = "") -> dict:
-    """Train a trial and write it; returns ``{epoch: state dict as written}``."""
+def write_trial(
+    folder: Path,
+    settings: dict,
+    *,
+    epochs: int = 2,
+    digits_in_name: int = 6,
+    prefix: str = "",
+    samples: tuple | None = None,
+) -> dict:
+    """Train a trial and write it; returns ``{epoch: state dict as written}``.
+
+    ``samples`` are inputs and targets for training, then those for the test; by default the first 200 digits for both.
+    """
     torch.manual_seed(settings["seed"])
     network = Published(settings)
-    images, targets = digits(28 if settings["model::type"] == "CNN" else 32)
+    own = digits(28 if settings["model::type"] == "CNN" else 32)
+    images, targets, test_images, test_targets = samples or (*own, *own)
     optimizer = torch.optim.Adam(network.parameters(), lr=settings["optim::lr"], weight_decay=settings["optim::wd"])
     folder.mkdir(parents=True)
     (folder / "params.json").write_text(json.dumps(settings))
@@ -92,6 +104,7 @@ def write_trial(folder: Path, settings: dict, *, epochs: int = 2, digits_in_name
             losses.append(loss.item())
         with torch.no_grad():
             outputs = network.eval()(images)
+            tested = network(test_images)
         state = {f"{prefix}{name}": tensor.clone() for name, tensor in network.state_dict().items()}
         place = folder / f"checkpoint_{epoch:0{digits_in_name}d}"
         place.mkdir()
@@ -103,8 +116,8 @@ def write_trial(folder: Path, settings: dict, *, epochs: int = 2, digits_in_name
             {
                 "train_loss": sum(losses) / len(losses) if losses else cross_entropy(outputs, targets).item(),
                 "train_acc": (outputs.argmax(1) == targets).double().mean().item(),
-                "test_loss": cross_entropy(outputs, targets).item(),
-                "test_acc": (outputs.argmax(1) == targets).double().mean().item(),
+                "test_loss": cross_entropy(tested, test_targets).item(),
+                "test_acc": (tested.argmax(1) == test_targets).double().mean().item(),
                 "training_iteration": epoch,
                 "time_this_iter_s": 0.25,
                 "trial_id": "abc",

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from zoogen.core.errors import IntegrityError, UserError
-from zoogen.importers.files import Limits, open_files
+from zoogen.importers.containers.files import Limits, open_files
 
 SMALL = Limits(members=50, ratio=200, slack=1 << 16)
 
@@ -220,3 +220,35 @@ def test_what_is_no_archive_is_told(tmp_path, content):
         open_files(tmp_path / "file")
     with pytest.raises(UserError, match="there is no folder or archive"):
         open_files(tmp_path / "nothing")
+
+
+def test_a_range_of_a_file_is_the_same_part_of_it_wherever_it_lies(tmp_path):
+    data = os.urandom(1 << 20)
+    (tmp_path / "folder/trial").mkdir(parents=True)
+    (tmp_path / "folder/trial/x").write_bytes(data)
+    (tmp_path / "x.safetensors").write_bytes(data)
+    places = [
+        (tmp_path / "folder", "trial/x"),
+        (tmp_path / "x.safetensors", "x.safetensors"),
+        (zip_of(tmp_path / "stored.zip", ("trial/x", data), ("trial/y", b"y")), "trial/x"),
+        (zip_of(tmp_path / "deflated.zip", ("trial/x", data), compression=zipfile.ZIP_DEFLATED), "trial/x"),
+        (tar_of(tmp_path / "a.tar", regular("trial/x", data)), "trial/x"),
+        (tar_of(tmp_path / "a.tar.gz", regular("trial/x", data), mode="w:gz"), "trial/x"),
+    ]
+    for path, name in places:
+        files = open_files(path)
+        for start, length in ((0, 8), (1 << 19, 70_000), ((1 << 20) - 5, 5), (3, 0)):
+            assert files.read_range(name, start, length) == data[start : start + length], path
+        for start, length in (((1 << 20) - 5, 6), (-1, 2), (0, -1)):
+            with pytest.raises(IntegrityError, match="are not there"):
+                files.read_range(name, start, length)
+        assert files.read(name) == data
+        files.close()
+
+
+def test_a_pt_file_is_one_file_though_it_is_a_zip_inside(tmp_path):
+    zip_of(tmp_path / "states.pt", ("trial/x", b"x"))
+    files = open_files(tmp_path / "states.pt")
+    assert list(files.sizes) == ["states.pt"]
+    with pytest.raises(IntegrityError, match=r"states\.pt has \d+ bytes, expected at most 10"):
+        files.read("states.pt", 10)

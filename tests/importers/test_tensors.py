@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoogen.importers.source import Unusable
-from zoogen.importers.tensors import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
 
 
 def saved(value, **options):
@@ -93,3 +93,12 @@ def test_a_layout_of_tensors_alone_brings_every_tensor_back():
     assert misfit(layout, state | {"more": torch.ones(1)}) == "has more"
     assert "2.bias is float32 (5,), not float32 (4,)" in misfit(layout, state | {"2.bias": torch.ones(5)})
     assert "float16" in misfit(layout, state | {"2.bias": torch.ones(4).half()})
+
+
+def test_a_record_that_says_it_is_a_folder_is_damage():
+    """torch reads nothing of it, and gives whatever was in memory before."""
+    data = bytearray(saved({"w": torch.ones(1000)}))
+    entry = data.rindex(b"archive/data/0") - 46
+    data[entry + 38] |= 0x10
+    with pytest.raises(Unusable, match=r"is damaged \(a record has no content\)"):
+        load_tensors(bytes(data))

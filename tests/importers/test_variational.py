@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, linear
 from zoogen.core.modules import build_model
 from zoogen.importers.opening import open_source
 from zoogen.importers.source import Unusable
-from zoogen.importers.variational import hard_zeroed
+from zoogen.importers.tensors.variational import hard_zeroed
 
 
 @pytest.fixture(scope="module")

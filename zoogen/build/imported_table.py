@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoogen.blueprint.records import ModelSplit
+from zoogen.build.imported_kin import kin_columns, root_of
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.registry import ARCHITECTURES
-from zoogen.importers.settings import UNKNOWN_SEED
+from zoogen.importers.records.settings import UNKNOWN_SEED
+from zoogen.importers.relatives import Kin
 from zoogen.importers.source import SourceModel
 from zoogen.plan.table import model_split
 
@@ -24,33 +26,45 @@ VERSION = 1
 _SETTINGS = ("architecture.", "training.", "task.", "source.config.")
 
 
-def import_plan(models: Sequence[SourceModel], ids: Mapping[str, str], cohort_of: Mapping[str, str]) -> pd.DataFrame:
+def import_plan(
+    models: Sequence[SourceModel],
+    ids: Mapping[str, str],
+    cohort_of: Mapping[str, str],
+    task_id: str | None,
+    kin: Mapping[str, Kin],
+) -> pd.DataFrame:
     """One row per model.
 
     Args:
         models: In the order of the source.
         ids: Model id of every key.
         cohort_of: model_id -> cohort, of those that are stored.
+        task_id: Of the task that they were trained on; None: not known.
+        kin: Relatives, by key, where the source compares its models; else empty.
 
     Returns:
-        ``model_id``, ``split`` (by the hash of the id, of made-from models of their parent's), ``cohort_id``,
-        ``architecture_id``, ``task_id`` (missing: sources do not hold their data), ``seed`` (-1: not recorded),
-        ``source.key``, ``source.parent``, ``source.record`` (JSON), then every setting.
+        ``model_id``, ``split`` (the source's own, or by the hash of the id: of relatives the first one's, of made-from
+        models their parent's), ``cohort_id``, ``architecture_id``, ``task_id``, ``seed`` (-1: not recorded),
+        ``source.key``, ``source.parent``, ``source.record`` (JSON), where models were compared ``source.digest``,
+        ``source.shared`` and ``source.family``, then every setting.
     """
     import pandas as pd
 
     own = [ids[m.key] for m in models]
-    roots = np.array([ids.get(m.parent or m.key, ids[m.key]) for m in models], dtype="S32")
+    roots = np.array([ids.get(root_of(m, kin), ids[m.key]) for m in models], dtype="S32")
+    hashed = model_split(roots, ModelSplit())
+    sides = [m.split or side for m, side in zip(models, hashed, strict=True)]
     columns: dict[str, Any] = {
         "model_id": pd.array(own, dtype="str"),
-        "split": pd.Categorical(model_split(roots, ModelSplit()), categories=["train", "val", "test"]),
+        "split": pd.Categorical(sides, categories=["train", "val", "test"]),
         "cohort_id": pd.array([cohort_of.get(i) for i in own], dtype="str"),
         "architecture_id": pd.array([described_id(m) for m in models], dtype="str"),
-        "task_id": pd.array([None] * len(models), dtype="str"),
+        "task_id": pd.array([task_id] * len(models), dtype="str"),
         "seed": np.array([m.settings.get("seed", UNKNOWN_SEED) for m in models], np.int64),
         "source.key": pd.array([m.key for m in models], dtype="str"),
         "source.parent": pd.array([m.parent for m in models], dtype="str"),
         "source.record": pd.array([m.original for m in models], dtype="str"),
+        **kin_columns(models, kin),
     }
     names = sorted({name for m in models for name in m.settings if name.startswith(_SETTINGS)})
     columns |= {name: _column([m.settings.get(name) for m in models]) for name in names}

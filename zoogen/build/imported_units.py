@@ -14,6 +14,7 @@ from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.layout import Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job, Recording, Segment
 from zoogen.importers.source import Skipped, Source, SourceModel, State, Unusable
+from zoogen.importers.tensors.views import row_of
 from zoogen.store.cohorts import CohortRecord
 from zoogen.store.shard import seal_shard
 from zoogen.store.shard_info import DISK_DTYPES
@@ -207,14 +208,18 @@ def _row(layout: Layout, state: State) -> _Row | None:
     """
     import torch
 
-    for entry in layout.entries:
-        if entry.dtype not in DISK_DTYPES:
-            raise Unusable(f"holds {entry.name}, which is {entry.dtype}; such tensors are not stored")
-    if not all(bool(torch.isfinite(t.float()).all()) for t in state.tensors.values() if t.is_floating_point()):
+    for dtype in layout.side_dtypes:
+        if dtype not in DISK_DTYPES:
+            name = next(e.name for e in layout.entries if e.dtype == dtype)
+            raise Unusable(f"holds {name}, which is {dtype}; such tensors are not stored")
+    weights = row_of(layout, state.tensors)
+    if not np.isfinite(weights).all():
         return None
     side = {}
     for dtype in layout.side_dtypes:
         flat = layout.flatten(state.tensors, dtype)
+        if flat.is_floating_point() and not torch.isfinite(flat.double()).all():
+            return None
         kind = DISK_DTYPES[dtype]
         # Types that NumPy does not have are stored as integers of the same bits.
         bits = flat.view(getattr(torch, kind.name)) if kind.name != dtype and dtype != "bool" else flat
@@ -223,7 +228,7 @@ def _row(layout: Layout, state: State) -> _Row | None:
     if state.kept is not None:
         masks = [state.kept.get(e.name, torch.ones(e.shape, dtype=torch.bool)).reshape(-1) for e in layout.prunable]
         kept = torch.cat(masks).numpy() if masks else np.zeros(0, bool)
-    return _Row(layout.flatten(state.tensors).numpy().copy(), side, kept)
+    return _Row(weights, side, kept)
 
 
 def _seal(record: CohortRecord, layout: Layout, found: Sequence[_Found], zoo: Path, token: str) -> None:

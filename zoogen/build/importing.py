@@ -9,24 +9,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from zoogen.build.imported_kin import find_kin
 from zoogen.build.imported_table import VERSION, described, described_id, import_factors, import_id, import_plan
+from zoogen.build.imported_task import Check, Trained, check_accuracies
 from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_unit, units_of
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import UserError
 from zoogen.dataset import open_zoo
 from zoogen.importers.opening import open_source
+from zoogen.importers.relatives import Kin
 from zoogen.importers.source import Skipped, Source, SourceModel
 from zoogen.report import card
 from zoogen.store.cohorts import CohortRecord
 from zoogen.store.derive import rebuild_tables
 from zoogen.store.durable import disk_faults, write_file
 from zoogen.store.fence import work_folder
+from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import software
 from zoogen.store.zoo import ZooFolder
 
@@ -39,6 +43,7 @@ class Imported:
         path: Of the zoo.
         models, states: Stored.
         diverged: Models whose last checkpoints were not finite.
+        check: Accuracies that were computed again, where the task's data are at hand.
         skipped: What was left out, of all runs, and why.
     """
 
@@ -46,15 +51,20 @@ class Imported:
     models: int
     states: int
     diverged: int
+    check: Check | None = None
     skipped: tuple[Skipped, ...] = field(default_factory=tuple)
 
     def __str__(self) -> str:
         """A line for what is there, and one for each kind of what is not."""
         diverged = f" ({self.diverged:,} diverged)" if self.diverged else ""
-        lines = [f"{self.path}: {self.models:,} models{diverged}, {self.states:,} states"]
+        lines = [f"{self.path}: {_counted(self.models, 'model')}{diverged}, {_counted(self.states, 'state')}"]
+        if self.check is not None:
+            of = _counted(self.check.models, "model")
+            lines.append(f"  test accuracy of {of} computed again: as recorded, within {self.check.difference:.4f}")
         counts = Counter((s.epoch is None, _kind(s.reason)) for s in self.skipped)
         lines += [
-            f"  {count:,} {'models' if whole else 'checkpoints'}: {reason}" for (whole, reason), count in counts.items()
+            f"  {_counted(count, 'model' if whole else 'checkpoint')}: {reason}"
+            for (whole, reason), count in counts.items()
         ]
         return "\n".join(lines) + (f"\n  each with its reason: {_log(self.path)}" if self.skipped else "")
 
@@ -69,24 +79,31 @@ class _Import:
     ids: dict[str, str]
     skipped: list[Skipped]
     tell: Callable[[str], None]
+    trained: Trained | None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    kin: Mapping[str, Kin] = field(default_factory=dict)
 
 
-def import_zoo(path: Path, kind: str | None, out: Path, tell: Callable[[str], None]) -> Imported:
+def import_zoo(
+    path: Path, kind: str | None, out: Path, tell: Callable[[str], None], trained: Trained | None = None
+) -> Imported:
     """Read the models of a published zoo into a zoo of ours; the same command goes on where it was interrupted.
 
     Args:
-        path: Folder, zip or tar.
+        path: Folder, archive, file or list.
         kind: Of the source (``zoogen.importers.source.SOURCES``); None: recognised.
         out: Folder of the zoo.
         tell: Is told what happens.
+        trained: The task of its models; None: not known.
 
     Raises:
-        UserError: there is no such source, it holds nothing that can be read, or ``out`` holds something else.
+        UserError: there is no such source, it holds nothing that can be read, its models do not score on the task what
+            their records say, or ``out`` holds something else.
         IntegrityError: the source is hostile or damaged, or a stored shard is.
         EnvironmentFault: the disk is full; what is stored is valid.
     """
-    with open_source(path, kind) as source:
+    input_shape = None if trained is None else tuple(trained.task.input_shape)
+    with open_source(path, kind, input_shape) as source:
         models: list[SourceModel] = []
         skipped: list[Skipped] = []
         for found in source.models():
@@ -97,10 +114,15 @@ def import_zoo(path: Path, kind: str | None, out: Path, tell: Callable[[str], No
                 skipped += [Skipped(found.key, None, note) for note in found.notes]
         if not models:
             _refuse_nothing(path, skipped)
+        check = None
+        if trained is not None:
+            check = check_accuracies(trained, source, models)
+            if trained.data is None:
+                tell("the data of its task are not at hand (--data DIR): recorded accuracies are not checked")
         with _locked(out) as folder:
             ids = {m.key: import_id(source.registered_name, m) for m in models}
-            run = _Import(folder, source, models, ids, skipped, tell)
-            return _grow(run, _manifest(run, path))
+            run = _Import(folder, source, models, ids, skipped, tell, trained)
+            return replace(_grow(run, _manifest(run, path)), check=check)
 
 
 def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
@@ -111,7 +133,8 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     if stored is None:
         folder.create(manifest)
     manifest = stored or manifest
-    run.outcomes = {u.unit_id: o for u in units if (o := read_outcome(_place(folder, u))) is not None}
+    run.kin = find_kin(run.source, run.models, folder.path, manifest["imported"]["digest"], run.tell)
+    run.outcomes = {u.unit_id: o for u in units if (o := _stored_outcome(folder, u)) is not None}
     others = {r.cohort_id: r for r in folder.read_cohorts()}
     _write_plan(run, units, others)
     token = folder.new_token()
@@ -134,7 +157,7 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     opened = open_zoo(folder.path)
     write_file(folder.path / "README.md", card(opened).encode())
     models = counts["trained"] + counts["diverged"]
-    return Imported(folder.path, models, len(opened.checkpoints), counts["diverged"], tuple(skipped))
+    return Imported(folder.path, models, len(opened.checkpoints), counts["diverged"], None, tuple(skipped))
 
 
 def _seal_units(run: _Import, units: Sequence[Unit], others: dict[str, CohortRecord], token: str) -> None:
@@ -170,7 +193,7 @@ def _write_plan(run: _Import, units: Sequence[Unit], others: dict[str, CohortRec
             cohort_of.setdefault(model_id, record.cohort_id)
     waiting = {run.ids[m.key] for u in units if u.unit_id not in run.outcomes for m in u.models}
     planned = [m for m in run.models if run.ids[m.key] in cohort_of.keys() | waiting]
-    table = import_plan(planned, run.ids, cohort_of)
+    table = import_plan(planned, run.ids, cohort_of, None if run.trained is None else run.trained.task_id, run.kin)
     run.folder.write_plan(table)
     return table
 
@@ -186,7 +209,7 @@ def _manifest(run: _Import, path: Path) -> dict[str, Any]:
         "axes": {},
         "parents": [],
         "architectures": architectures,
-        "tasks": {},
+        "tasks": {} if run.trained is None else {run.trained.task_id: run.trained.described()},
         "layouts": {m.layout.layout_id: m.layout.to_json() for m in run.models},
         "blueprints": [],
         "imported": {"kind": kind, "source": path.resolve().name, "version": VERSION, "digest": _listing(run)},
@@ -206,6 +229,10 @@ def _check_same(path: Path, stored: dict[str, Any] | None, manifest: dict[str, A
     known, given = stored.get("imported"), manifest["imported"]
     if known is None:
         raise UserError(f"{path} holds a zoo that was not imported\nchoose another folder: --out DIR")
+    if stored["tasks"].keys() != manifest["tasks"].keys():
+        named = " and ".join(repr(task["name"]) for task in stored["tasks"].values())
+        what = f"whose task is {named}" if named else "without a task"
+        raise UserError(f"{path} holds an import {what}\ngive the same --task, or choose another folder: --out DIR")
     if {k: known.get(k) for k in ("kind", "version", "digest")} != {k: given[k] for k in ("kind", "version", "digest")}:
         raise UserError(
             f"{path} holds an import of {known.get('source')!r} ({known.get('kind')}), whose models or checkpoints are "
@@ -229,6 +256,14 @@ def _place(folder: ZooFolder, unit: Unit) -> Path:
     return work_folder(folder.path) / "import" / f"{unit.unit_id}.json"
 
 
+def _stored_outcome(folder: ZooFolder, unit: Unit) -> Outcome | None:
+    """What an earlier run made of a unit; None where it did not come that far, or a shard was moved away since."""
+    found = read_outcome(_place(folder, unit))
+    if found is None or not all((shards_folder(folder.path) / r.segments[0].shard_id).is_dir() for r in found.records):
+        return None
+    return found
+
+
 def _skips(run: _Import, units: Sequence[Unit]) -> list[Skipped]:
     return [*run.skipped, *(s for u in units for s in run.outcomes[u.unit_id].skipped)]
 
@@ -247,6 +282,10 @@ def _write_log(path: Path, run: _Import, skipped: Sequence[Skipped]) -> None:
     write_file(_log(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def _kind(reason: str) -> str:
     """What is common to reasons that name their own files, lines and shapes."""
     return reason.partition(":")[0].partition(" (")[0]
@@ -254,4 +293,4 @@ def _kind(reason: str) -> str:
 
 def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
     told = "".join(f"\n  {s.key}: {s.reason}" for s in skipped[:5])
-    raise UserError(f"{path} holds no model that can be imported{told or ': no trials, no checkpoints'}")
+    raise UserError(f"{path} holds no model that can be imported{told or ': there is nothing of that kind in it'}")

@@ -19,6 +19,12 @@ def task_id(task: Any) -> str:
     return digest(canonical_json(describe_task(task)))
 
 
+def describe_stored_task(task: Any) -> dict[str, Any]:
+    """A task as the manifest keeps it; the fingerprint is added once its data are loaded."""
+    facts = {"input_shape": list(task.input_shape), "outputs": task.outputs, "sizes": list(task.sizes)}
+    return describe_task(task) | facts
+
+
 def describe_architecture(architecture: Any, task: Any, layout: Layout) -> dict[str, Any]:
     """An architecture on a task, as the manifest keeps it: what builds the network again, and its layout."""
     described = {**ARCHITECTURES.describe(architecture), "input_shape": list(task.input_shape)}
@@ -53,13 +59,7 @@ def make_manifest(plan: Plan, stored: dict[str, Any]) -> dict[str, Any]:
         described = describe_architecture(group.architecture, group.task, layout)
         architectures[digest(canonical_json(described))] = described
         layouts.setdefault(layout.layout_id, layout.to_json())
-        own = tasks.setdefault(task_id(group.task), {})
-        own |= {
-            **describe_task(group.task),
-            "input_shape": list(group.task.input_shape),
-            "outputs": group.task.outputs,
-            "sizes": list(group.task.sizes),
-        }
+        tasks.setdefault(task_id(group.task), {}).update(describe_stored_task(group.task))
     return {
         "name": blueprint.name,
         "version": blueprint.version,

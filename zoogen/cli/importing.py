@@ -9,14 +9,24 @@ import click
 
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--from", "kind", metavar="KIND", help="Layout of SOURCE: ray-tune or torch. [default: recognised]")
+@click.option("--from", "kind", metavar="KIND", help="Layout of SOURCE (docs: Load a published zoo). [default: seen]")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where the zoo goes.")
-def import_(source: Path, kind: str | None, out: Path) -> None:
+@click.option("--task", metavar="NAME|BLUEPRINT", help="What its models were trained on; a blueprint's is its task.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of the task data. [default: $ZOOGEN_DATA]")
+@click.option("--download", is_flag=True, help="Fetch missing task data.")
+def import_(source: Path, kind: str | None, out: Path, task: str | None, data: Path | None, download: bool) -> None:
     """Read a published zoo, a folder or a zip or tar as it was downloaded, into a zoo of this format.
 
     Nothing is unpacked, and no code in it runs. What cannot be read (trials without checkpoints, damaged files) is left
     out, said and recorded. The same command goes on where it was interrupted.
+
+    With --task the zoo can be evaluated and made sparse; where the task's data are at hand, the test accuracy of some
+    models is computed again, and an import whose records say something else is refused.
     """
+    from zoogen.build.imported_task import find_task
     from zoogen.build.importing import import_zoo
 
-    click.echo(str(import_zoo(source, kind, out, lambda text: click.echo(text, err=True))))
+    if task is None and (data is not None or download):
+        raise click.UsageError("--data and --download go with --task")
+    trained = None if task is None else find_task(task, data, download)
+    click.echo(str(import_zoo(source, kind, out, lambda text: click.echo(text, err=True), trained)))

@@ -12,6 +12,8 @@ import click
 from zoogen.cli.options import json_option, zoo_argument
 from zoogen.core.errors import Incomplete, IntegrityError
 
+_MAKERS = "`zoogen build` (of twins: `zoogen sparsify`; of an imported zoo: `zoogen import`)"
+
 
 @click.command()
 @zoo_argument
@@ -52,10 +54,10 @@ def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:
     if report.damaged:
         return (
             f"{zoo}: damaged; `zoogen verify --move-damaged {zoo}` moves damaged shards aside, "
-            "the next `zoogen build` (of twins: `zoogen sparsify`) makes them anew"
+            f"the next {_MAKERS} makes them anew"
         )
     if report.missing or report.stale or open_models:
-        return f"{zoo}: not complete; `zoogen build` with its blueprint (of twins: `zoogen sparsify`) goes on"
+        return f"{zoo}: not complete; {_MAKERS} goes on"
     how = "sizes and structure are right" if quick else "every digest is right"
     found = f"{counts['models']:,} models, {counts['states']:,} states in {counts['shards']:,} shards"
     return f"{zoo}: complete; {found}, {how}"

@@ -61,7 +61,7 @@ def _advice(zoo: Zoo, rows: np.ndarray) -> str:
     differing = [
         key for key in models.columns
         if key.startswith(("architecture.", "task.")) and models.groupby("architecture_id")[key].nunique().max() < 2
-        and models[key].nunique() > 1
+        and models[key].nunique() > 1 and models[key].notna().all()
     ]  # fmt: skip
     key = "architecture.name" if "architecture.name" in differing else (differing or ["architecture_id"])[0]
     value = models[key].iloc[0]

@@ -90,10 +90,8 @@ def load_task(zoo: Zoo, task_id: str, data: Path | None, download: bool) -> ZooT
         IntegrityError: the manifest or the split are damaged, or the data are not those of the zoo.
         EnvironmentFault: files are missing.
     """
-    entry = zoo.manifest["tasks"].get(task_id)
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise IntegrityError(f"{zoo.path / MANIFEST_FILE}: task {task_id!r} is missing or damaged")
-    task = _restore(zoo, entry)
+    task = restore_task(zoo, task_id)
+    entry = zoo.manifest["tasks"][task_id]
     root = data_root(data)
     loaded = task.load(root, cache_root(), download=download)
     _check_data(zoo, entry, loaded, root)
@@ -117,7 +115,16 @@ def find_task_id(zoo: Zoo, name: str | None) -> str:
     raise UserError(f"the zoo has several such tasks; name one by its id (column task_id):\n{shown}")
 
 
-def _restore(zoo: Zoo, entry: Mapping[str, Any]) -> Any:
+def restore_task(zoo: Zoo, task_id: str) -> Any:
+    """The registered entry of a task of the zoo; its data are not looked for.
+
+    Raises:
+        UserError: this zoogen does not know the task, or makes another version of it.
+        IntegrityError: the manifest is damaged.
+    """
+    entry = zoo.manifest["tasks"].get(task_id)
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise IntegrityError(f"{zoo.path / MANIFEST_FILE}: task {task_id!r} is missing or damaged")
     try:
         task = TASKS.restore({k: v for k, v in entry.items() if k not in _FACTS})
     except (TypeError, ValueError, AttributeError) as error:

@@ -3,6 +3,6 @@
 Importing this room fills ``zoogen.importers.source.SOURCES`` and loads no torch.
 """
 
-from zoogen.importers import ray_tune, torch_folder
+from zoogen.importers import modelzoo_pt, ray_tune, safetensors, small_cnn_zoo, torch_folder
 
-__all__ = ["ray_tune", "torch_folder"]
+__all__ = ["modelzoo_pt", "ray_tune", "safetensors", "small_cnn_zoo", "torch_folder"]

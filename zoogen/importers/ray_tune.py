@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.core.modules import describe
-from zoogen.importers.files import Files
-from zoogen.importers.published_cnns import network_of, our_names
-from zoogen.importers.ray_results import by_checkpoint, lines_of, table_of
-from zoogen.importers.settings import CONFIG, settings_of
+from zoogen.importers.containers.files import Files
+from zoogen.importers.networks.published_cnns import network_of, our_names, without_prefix
+from zoogen.importers.networks.published_resnets import is_resnet, resnet_of
+from zoogen.importers.records.published_settings import published_settings
+from zoogen.importers.records.ray_results import by_checkpoint, lines_of, table_of
 from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
-from zoogen.importers.tensors import layout_of_tensors, load_tensors, misfit
-from zoogen.importers.variational import hard_zeroed, is_noisy
+from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.templates import Templates
+from zoogen.importers.tensors.variational import hard_zeroed, is_noisy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,28 +35,22 @@ _CHECKPOINT = re.compile(r"(?:(.*)/)?checkpoint_(\d{1,9})/checkpoints")
 _RECORDS = ("params.json", "config.json")
 _RESULTS = ("result.json", "progress.csv")
 _MOST_RECORD, _MOST_RESULTS = 4 << 20, 1 << 30
-_NAMES = {
-    "model::nlin": "architecture.activation",
-    "model::dropout": "architecture.dropout",
-    "model::init_type": "architecture.init",
-    "optim::optimizer": "training.optimizer.name",
-    "optim::lr": "training.optimizer.lr",
-    "optim::wd": "training.optimizer.weight_decay",
-    "optim::momentum": "training.optimizer.momentum",
-    "optim::scheduler": "training.schedule.name",
-    "training::batchsize": "training.batch_size",
-    "training::epochs_train": "training.epochs",
-}
 
 
 @SOURCES.register("ray-tune")
 @dataclass(frozen=True)
 class RayTune:
-    """Every folder with a checkpoint, results or ``params.json`` is a trial, and a trial is a model."""
+    """Every folder with a checkpoint, results or ``params.json`` is a trial, and a trial is a model.
+
+    Attributes:
+        input_shape: Of the task's samples, which says what residual networks were made for; None: not known.
+    """
 
     files: Files
+    input_shape: tuple[int, ...] | None = None
     registered_name: ClassVar[str]
     _records: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    _templates: Templates = field(default_factory=Templates, repr=False, compare=False)
 
     @staticmethod
     def recognises(files: Files) -> bool:
@@ -88,11 +84,11 @@ class RayTune:
 
     def _read(self, record: Mapping[str, Any], stored: Stored) -> State:
         try:
-            tensors = load_tensors(self.files.read(stored.file))
+            tensors = load_tensors(self.files.read(stored.file), self._templates)
         except IntegrityError as error:
             raise Unusable(str(error)) from error
         twin = is_noisy(tensors)
-        named = our_names(record, tensors, twin=twin)
+        named = without_prefix(tensors) if is_resnet(record) else our_names(record, tensors, twin=twin)
         return State(*hard_zeroed(named)) if twin else State(named)
 
     def _model(self, folder: str) -> SourceModel | Skipped:
@@ -109,12 +105,11 @@ class RayTune:
             return Skipped(key, None, f"has no usable checkpoint: {'; '.join(reasons[:3])}")
         state, network, layout = found
         if network is None and "model::type" in record:
-            kind = json.dumps(record["model::type"])[:100]
-            notes.append(f"is imported without code: its record and tensors are those of no network here (type {kind})")
+            notes.append(f"is imported without code: {self._unknown(record)}")
         self._records[key] = record
         return SourceModel(
             key=key,
-            settings=_settings(record, network),
+            settings=published_settings(record, network),
             original=json.dumps(record),
             layout=layout,
             checkpoints=tuple(listed),
@@ -137,7 +132,7 @@ class RayTune:
             except Unusable as error:
                 reasons.append(f"epoch {stored.epoch} {error}")
                 continue
-            network = network_of(record, state.tensors, twin=state.kept is not None)
+            network = self._network(record, state)
             if network is not None:
                 layout = describe(network.architecture, network.input_shape, network.outputs)
                 if misfit(layout, state.tensors) is None:
@@ -146,6 +141,11 @@ class RayTune:
         if other is None:
             return None
         return other, None, layout_of_tensors(other.tensors, other.kept and _weights(other))
+
+    def _network(self, record: Mapping[str, Any], state: State) -> Network | None:
+        if is_resnet(record):
+            return resnet_of(record, state.tensors, self.input_shape)
+        return network_of(record, state.tensors, twin=state.kept is not None)
 
     def _record(self, place: str, notes: list[str]) -> Mapping[str, Any]:
         """``params.json``, or what else has the settings; empty where nothing does."""
@@ -167,6 +167,12 @@ class RayTune:
                 notes.append(str(error))
         notes.append("has no settings (params.json)")
         return {}
+
+    def _unknown(self, record: Mapping[str, Any]) -> str:
+        if is_resnet(record) and self.input_shape is None:
+            return "the size of its images is not recorded; name what it was trained on (--task)"
+        kind = json.dumps(record["model::type"])[:100]
+        return f"its record and tensors are those of no network here (type {kind})"
 
     @cached_property
     def _checkpoints(self) -> dict[str, list[Stored]]:
@@ -226,20 +232,3 @@ def _distinct(stored: list[Stored]) -> tuple[list[Stored], list[str]]:
 
 def _weights(state: State) -> dict[str, Tensor]:
     return {name: state.tensors[name] for name in state.kept or ()}
-
-
-def _settings(record: Mapping[str, Any], network: Network | None) -> dict[str, Any]:
-    """By our keys; names of networks, activations, optimizers and schedules as blueprints write them."""
-    settings = settings_of({k: v for k, v in record.items() if not isinstance(v, dict)}, _NAMES)
-    kind = settings.pop(f"{CONFIG}model.type", None)
-    if network is not None:
-        settings["architecture.name"] = network.architecture.registered_name
-        settings["architecture.activation"] = network.architecture.activation
-    elif kind is not None:
-        settings["architecture.name"] = str(kind)
-    optimizer, schedule = settings.get("training.optimizer.name"), settings.get("training.schedule.name")
-    if isinstance(optimizer, str):
-        settings["training.optimizer.name"] = optimizer.lower()
-    if schedule == "OneCycleLR":
-        settings["training.schedule.name"] = "one_cycle"
-    return settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from zoogen.core.layout import Layout
 from zoogen.core.registry import Registry
-from zoogen.importers.files import Files
+from zoogen.importers.containers.files import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,7 @@ class SourceModel:
         network: The architecture, where it is one of ours; else None, and ``layout`` has the source's own names.
         sparse: Its checkpoints come with a mask.
         parent: Key of the model that it was made of, where the source has that one too.
+        split: ``train``, ``val`` or ``test``, where the source says so; None: by the hash of its id.
         notes: What was left out of its record, and why.
     """
 
@@ -67,6 +68,7 @@ class SourceModel:
     network: Network | None = None
     sparse: bool = False
     parent: str | None = None
+    split: str | None = None
     notes: tuple[str, ...] = ()
 
 

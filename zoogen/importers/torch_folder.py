@@ -13,20 +13,22 @@ import io
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.modules import describe
 from zoogen.core.registry import ARCHITECTURES
-from zoogen.importers.files import Files
-from zoogen.importers.settings import RESULT, column, settings_of
+from zoogen.importers.containers.files import Files
+from zoogen.importers.records.settings import RESULT, column, settings_of
 from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
-from zoogen.importers.tensors import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.templates import Templates
 
 _STATES = (".pt", ".pth")
 _TABLES = (".csv", ".json", ".parquet")
+_OTHER = "index_dict.json"  # lies beside preprocessed zoos, and is no table of files
 _MOST_TABLE = 1 << 30
 _PLACE = ("file", "model", "epoch")
 _OF_THE_INPUT = ("input_shape", "outputs")
@@ -52,6 +54,7 @@ class TorchFolder:
 
     files: Files
     registered_name: ClassVar[str]
+    _templates: Templates = field(default_factory=Templates, repr=False, compare=False)
 
     @staticmethod
     def recognises(files: Files) -> bool:
@@ -77,7 +80,7 @@ class TorchFolder:
 
     def _read(self, stored: Stored) -> State:
         try:
-            tensors = load_tensors(self.files.read(stored.file))
+            tensors = load_tensors(self.files.read(stored.file), self._templates)
         except IntegrityError as error:
             raise Unusable(str(error)) from error
         if all(name.startswith("module.") for name in tensors):  # as DataParallel saves them
@@ -165,7 +168,7 @@ def _network(settings: Row, given: Row) -> tuple[Network | None, str]:
     try:
         arguments = {k.removeprefix(prefix): _parsed(v) for k, v in settings.items() if k.startswith(prefix)}
         # No defaults: an activation that nobody recorded cannot be seen in the weights.
-        names = {field.name for field in fields(ARCHITECTURES.get(name))}
+        names = {f.name for f in fields(ARCHITECTURES.get(name))}
         if absent := sorted(names - arguments.keys()):
             return None, f"the table has no {prefix}{absent[0]}"
         network = Network(ARCHITECTURES.restore(arguments), _shape(given["input_shape"]), int(given["outputs"]))
@@ -202,7 +205,7 @@ def _constant(rows: list[tuple[str, Row]], name: str) -> bool:
 
 
 def _tables(files: Files) -> list[str]:
-    return [n for n in files.sizes if n.endswith(_TABLES)]
+    return [n for n in files.sizes if n.endswith(_TABLES) and posixpath.basename(n) != _OTHER]
 
 
 def _read_table(files: Files, name: str) -> list[dict[str, Any]]:

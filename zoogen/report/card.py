@@ -32,7 +32,7 @@ def card(zoo: Zoo) -> str:
         "## Files",
         _FILES,
         "## Licence",
-        "Not stated by the blueprint.",
+        "That of its source." if "imported" in zoo.manifest else "Not stated by the blueprint.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,7 +99,10 @@ def _numbers(score: Score) -> str:
 def _blueprint(zoo: Zoo, found: Summary) -> list[str]:
     blueprints = zoo.manifest.get("blueprints", [])
     if not blueprints:
-        return ["None is kept: the zoo was not made by `zoogen build`."]
+        source = zoo.manifest["imported"]
+        return [
+            f"None: imported from `{source['source']}` ({source['kind']}); `source.record` is each model's own record."
+        ]
     given = blueprints[-1]
     options = "".join(f" --set {override!r}" for override in given["overrides"])
     earlier = f" {len(blueprints) - 1} earlier ones stand in `zoo.json`." if len(blueprints) > 1 else ""

@@ -89,7 +89,8 @@ class Rows:
         return {"model_id": Stack(ids.dtype, (), [ids]), "epoch": Stack(epochs.dtype, (), [epochs])}
 
     def model_ids(self) -> list[str]:
-        return [self._cohort.model_ids[model] for _, model in self._places]
+        ids = self._cohort.model_ids
+        return [ids[model] for _, model in self._places]
 
     def column(self, name: str) -> np.ndarray:
         """One metric of every row; NaN where a checkpoint lacks it."""

@@ -6,7 +6,9 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -15,10 +17,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from zoogen.core.errors import IntegrityError
-from zoogen.importers.files import Limits, checked_path, refused, too_large
+from zoogen.importers.containers.files import Limits, check_range, checked_path, refused, too_large
 
 _MOST_AT_ONCE = 16 << 20
 _CHUNK = 1 << 20
+_MOST_INFLATED = 256 << 20
+_LOCAL_HEADER = 30
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError)
 
 
@@ -53,6 +57,7 @@ class ZipFiles:
         self._path = path
         self.sizes: dict[str, int] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._inflated = "", b""  # the last compressed member of which a part was read
         try:
             self._zip = zipfile.ZipFile(path)
         except (*_DAMAGE, ValueError) as error:
@@ -97,6 +102,37 @@ class ZipFiles:
             return self._zip.read(self._members[name])
         except (*_DAMAGE, RuntimeError) as error:
             raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        check_range(self.name, name, self.sizes[name], start, length)
+        member = self._members[name]
+        try:
+            if member.compress_type == zipfile.ZIP_STORED:
+                return self._stored(member, start, length)
+        except _DAMAGE as error:
+            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+        if member.file_size > _MOST_INFLATED:
+            raise IntegrityError(
+                f"{self._path}: {name} is compressed, and too large ({member.file_size:,} bytes) to read parts of it\n"
+                f"unpack it, and give the file or its folder"
+            )
+        if self._inflated[0] != name:
+            self._inflated = name, self.read(name)
+        return self._inflated[1][start : start + length]
+
+    def _stored(self, member: zipfile.ZipInfo, start: int, length: int) -> bytes:
+        """From the archive itself: zipfile would read all that is before it."""
+        with self._path.open("rb") as file:
+            file.seek(member.header_offset)
+            header = file.read(_LOCAL_HEADER)
+            if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+                raise zipfile.BadZipFile("no header")
+            name, extra = struct.unpack("<HH", header[26:])
+            file.seek(name + extra + start, os.SEEK_CUR)
+            data = file.read(length)
+        if len(data) < length:
+            raise zipfile.BadZipFile("it ends too soon")
+        return data
 
     def close(self) -> None:
         self._zip.close()
@@ -144,15 +180,20 @@ class TarFiles:
         size = self.sizes[name]
         if at_most is not None and size > at_most:
             raise too_large(self.name, name, size, at_most)
+        return self.read_range(name, 0, size)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        check_range(self.name, name, self.sizes[name], start, length)
         parts: list[bytes] = []
+        left = length
         try:
-            self._stream.seek(self._members[name].offset_data)
-            while size and (part := self._stream.read(min(size, _CHUNK))):
+            self._stream.seek(self._members[name].offset_data + start)
+            while left and (part := self._stream.read(min(left, _CHUNK))):
                 parts.append(part)
-                size -= len(part)
+                left -= len(part)
         except _DAMAGE as error:
             raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
-        if size:
+        if left:
             raise IntegrityError(f"{self._path}: {name} is damaged (the archive ends within it)")
         return b"".join(parts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Protocol
 from zoogen.core.errors import IntegrityError, UserError
 
 _LONGEST_NAME = 4096
+_SINGLE = (".pt", ".pth", ".safetensors")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -47,64 +49,134 @@ class Files(Protocol):
         """
         ...
 
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """``length`` bytes of a file from byte ``start`` on; without the checksum that covers the whole file.
+
+        Raises:
+            IntegrityError: it is damaged, or ends before them.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
 def open_files(path: Path, limits: Limits | None = None) -> Files:
     """The files of a folder, a zip or a tar (plain, gzip, bzip2, xz); every name is checked before anything is read.
+    A ``.pt``, ``.pth`` or ``.safetensors`` is one file, though some of them are zips inside.
 
     Raises:
-        UserError: there is nothing at ``path``, or it is neither folder nor archive.
+        UserError: there is nothing at ``path``, or it is none of these.
         IntegrityError: a member would leave the folder, is a link or a device, stands twice, or inflates beyond all
             measure.
     """
-    from zoogen.importers.archives import TarFiles, ZipFiles, is_tar, is_zip
+    from zoogen.importers.containers.archives import TarFiles, ZipFiles, is_tar, is_zip
 
     limits = limits or Limits()
     if path.is_dir():
         return FolderFiles(path, limits)
     if not path.is_file():
         raise UserError(f"there is no folder or archive {path}\ngive the folder, zip or tar of a published zoo")
+    if path.suffix in _SINGLE:
+        return SingleFile(path)
+    if is_tar(path):  # first: a tar whose last file is a zip, as torch's are, ends like one
+        return TarFiles(path, limits)
     if is_zip(path):
         return ZipFiles(path, limits)
-    if is_tar(path):
-        return TarFiles(path, limits)
     raise UserError(f"{path} is neither a folder nor a zip or tar archive that can be read")
 
 
 class FolderFiles:
-    """The regular files below a folder, by name. Links within it are left out: what they lead to is there anyway."""
+    """The regular files below a folder, by name.
+
+    Links within it are no files of their own: ``links`` says by which name what they lead to is read.
+    """
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.name = path.resolve().name
         self._path = path
         self.sizes: dict[str, int] = {}
+        self.links: dict[str, str] = {}
         root = path.resolve()
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            for name in sorted([*names, *folders]):
-                place = Path(folder, name)
-                relative = checked_path(place.relative_to(path).as_posix(), str(path))
-                kind = place.lstat()
-                if stat.S_ISLNK(kind.st_mode):
-                    if not place.resolve().is_relative_to(root):
-                        raise refused(str(path), relative, "is a link that leads out of the folder")
-                elif stat.S_ISREG(kind.st_mode):
-                    self.sizes[relative] = kind.st_size
-                elif not stat.S_ISDIR(kind.st_mode):
+        # Plain strings, and no more questions to the system than needed: there may be 100,000 folders of one file each.
+        waiting = [(str(path), "")]
+        while waiting:
+            folder, inside = waiting.pop()
+            below = []
+            for entry in _listed(folder):
+                relative = checked_path(inside + entry.name, str(path))
+                if entry.is_symlink():
+                    self.links[relative] = _target(Path(entry.path), root, relative)
+                elif entry.is_file(follow_symlinks=False):
+                    self.sizes[relative] = entry.stat(follow_symlinks=False).st_size
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append((entry.path, f"{relative}/"))
+                else:
                     raise refused(str(path), relative, "is no regular file")
                 if len(self.sizes) > limits.members:
                     raise IntegrityError(f"{path}: more than {limits.members:,} files")
+            waiting += reversed(below)
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
         if at_most is not None and self.sizes[name] > at_most:
             raise too_large(self.name, name, self.sizes[name], at_most)
-        try:
-            return (self._path / name).read_bytes()
-        except OSError as error:
-            raise IntegrityError(f"{self._path / name}: not readable ({error.strerror})") from error
+        return _read(self._path / name)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        check_range(self.name, name, self.sizes[name], start, length)
+        return _read(self._path / name, start, length)
 
     def close(self) -> None: ...
+
+
+class SingleFile:
+    """One file that is a source by itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._path = path
+        self.sizes = {checked_path(path.name, str(path)): path.stat().st_size}
+
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        if at_most is not None and self.sizes[name] > at_most:
+            raise too_large(self.name, name, self.sizes[name], at_most)
+        return _read(self._path)
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        check_range(self.name, name, self.sizes[name], start, length)
+        return _read(self._path, start, length)
+
+    def close(self) -> None: ...
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise IntegrityError(f"{folder}: not readable ({error.strerror})") from error
+
+
+def _read(path: Path, start: int = 0, length: int | None = None) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(length)
+    except OSError as error:
+        raise IntegrityError(f"{path}: not readable ({error.strerror})") from error
+    if length is not None and len(data) != length:
+        raise IntegrityError(f"{path}: was cut off while it was read")
+    return data
+
+
+def _target(link: Path, root: Path, relative: str) -> str:
+    """The name of what a link within ``root`` leads to."""
+    try:
+        found = link.resolve()
+    except (OSError, RuntimeError):  # a circle of links
+        raise refused(str(root), relative, "is a link that leads nowhere") from None
+    if not found.is_relative_to(root):
+        raise refused(str(root), relative, "is a link that leads out of the folder")
+    return found.relative_to(root).as_posix()
 
 
 def checked_path(name: str, archive: str) -> str:
@@ -113,7 +185,7 @@ def checked_path(name: str, archive: str) -> str:
     Raises:
         IntegrityError: it is absolute, leaves the folder, or has control characters or backslashes.
     """
-    if any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name):
+    if _CONTROL.search(name):
         raise refused(archive, name, "has control characters in its name")
     if "\\" in name:
         raise refused(archive, name, "has a backslash in its name")
@@ -135,3 +207,13 @@ def refused(archive: str, member: str, why: str) -> IntegrityError:
 def too_large(archive: str, member: str, size: int, at_most: int) -> IntegrityError:
     """The error for a file of a kind that is never that large."""
     return IntegrityError(f"{archive}: {member} has {size:,} bytes, expected at most {at_most:,}")
+
+
+def check_range(archive: str, member: str, size: int, start: int, length: int) -> None:
+    """Refuse a range that is not within the file.
+
+    Raises:
+        IntegrityError: it begins before the file, or ends after it.
+    """
+    if start < 0 or length < 0 or start + length > size:
+        raise IntegrityError(f"{archive}: {member} has {size:,} bytes; {length:,} from {start:,} on are not there")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from zoogen.importers.settings import RESULT, column
+from zoogen.importers.records.settings import RESULT, column
 from zoogen.importers.source import METRICS
 
 _METRICS = {**{name: name for name in METRICS}, "validation_loss": "val_loss", "validation_acc": "val_acc"}

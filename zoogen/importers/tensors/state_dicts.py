@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zoogen.core.layout import Entry, Layout, TensorRole
 from zoogen.importers.source import Unusable
+from zoogen.importers.tensors.templates import Templates
+from zoogen.importers.tensors.views import fits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,20 +20,36 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _MOST_TENSORS = 100_000
 _LONGEST_NAME = 512
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+_DAMAGE = (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, OSError, EOFError, struct.error)
+_IS_FOLDER = 0x10  # of a zip's external attributes
 _CONVOLUTIONS = {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}
 
 
-def load_tensors(data: bytes) -> dict[str, Tensor]:
+def load_tensors(data: bytes, templates: Templates | None = None) -> Mapping[str, Tensor]:
     """The state dict in a file that ``torch.save`` wrote: plain tensors by name, on the CPU.
 
     One that stands under ``state_dict``, ``model_state_dict`` or ``model`` is taken from there.
 
+    Args:
+        data: The file.
+        templates: Of files read before: those of the same kind are read many times faster, to the same tensors.
+
     Raises:
         Unusable: damaged, compressed, or with anything but tensors in it.
     """
+    known = templates.read(data) if templates is not None else None
+    if known is not None:
+        return known
+    _check_container(data)
+    found = _load(data)
+    if templates is not None:
+        templates.learn(data, found, _load)
+    return found
+
+
+def _load(data: bytes) -> dict[str, Tensor]:
     import torch
 
-    _check_container(data)
     try:
         found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader stumble over
@@ -45,16 +64,26 @@ def load_tensors(data: bytes) -> dict[str, Tensor]:
 
 
 def _check_container(data: bytes) -> None:
-    """torch stores without compression, so that what is compressed was not written by it, and may inflate at will."""
+    """torch stores without compression, so that what is compressed was not written by it, and may inflate at will.
+
+    It writes checksums, or 0 for each where it was told not to, and does not look at them when it reads.
+    """
     if not data.startswith(b"PK"):
         return
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             members = file.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+                raise Unusable("has compressed records, which torch never writes")
+            # Of a folder torch reads nothing, and hands out whatever was in memory before.
+            records = [m for m in members if not m.is_dir()]
+            if any(m.external_attr & _IS_FOLDER or m.compress_size != m.file_size for m in records):
+                raise Unusable("is damaged (a record has no content)")
+            for record in records:
+                if record.CRC:
+                    file.read(record)
+    except _DAMAGE as error:
         raise Unusable(f"is damaged ({_first_line(error)})") from error
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-        raise Unusable("has compressed records, which torch never writes")
 
 
 def _check_tensor(name: Any, tensor: Any, size: int) -> None:
@@ -73,6 +102,8 @@ def _check_tensor(name: Any, tensor: Any, size: int) -> None:
 
 def misfit(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:
     """Why these are not the tensors of ``layout``, or None: they are."""
+    if fits(layout, tensors):
+        return None
     known = {e.name: e for e in layout.entries}
     for what, names in (("lacks", known.keys() - tensors.keys()), ("has", tensors.keys() - known.keys())):
         if left := sorted(names):

@@ -1,0 +1,1 @@
+"""Foreign networks and names of tensors -> ours, where the records say all that it takes."""

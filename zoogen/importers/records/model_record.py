@@ -1,0 +1,36 @@
+"""What ``config.json``, a model card and a header say of one model, as settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zoogen.importers.records.settings import settings_of
+
+_KINDS = ("architecture", "model_type")
+
+
+def bases(card: Mapping[str, Any]) -> list[str]:
+    """The repositories that a model card says its model was made of."""
+    base = card.get("base_model")
+    return [b for b in (base if isinstance(base, list) else [base]) if isinstance(b, str)]
+
+
+def settings_of_record(
+    config: Mapping[str, Any], card: Mapping[str, Any], metadata: Mapping[str, str], revision: str | None
+) -> dict[str, Any]:
+    """What card, configuration and header say, in this order of preference; nested mappings are in the record only."""
+    told = {**metadata, **config, **card, "revision": revision}
+    flat = {
+        name: _single(value) for name, value in told.items() if not isinstance(value, dict) and name != "model-index"
+    }
+    settings = settings_of(flat, {})
+    named = config.get("architectures")
+    kinds = [*(named if isinstance(named, list) else []), *(config.get(name) for name in _KINDS)]
+    kind = next((k for k in kinds if isinstance(k, str) and k), None)
+    return settings if kind is None else {**settings, "architecture.name": kind}
+
+
+def _single(value: Any) -> Any:
+    """A list of one is written as what is in it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], dict) else value
