@@ -12,6 +12,7 @@ import numpy as np
 
 from zoogen.blueprint import loads
 from zoogen.blueprint.twins import ParentKeys
+from zoogen.build.imported_parents import plan_of_import
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
@@ -34,8 +35,7 @@ class ParentZoo:
         allow: Import paths whose code may run, for architectures that are made by such.
 
     Raises:
-        UserError: there is no zoo; it holds twins itself, or was not made by ``zoogen build``; or its code is not
-            allowed to run.
+        UserError: there is no zoo, or it holds twins itself.
         IntegrityError: its manifest is damaged.
     """
 
@@ -47,19 +47,27 @@ class ParentZoo:
             raise UserError(
                 f"{path} is a twin zoo itself; make further twins of its parent {self.manifest['parents'][0]['name']!r}"
             )
-        if not self.manifest.get("blueprints"):
-            raise UserError(f"{path} keeps no blueprint: twins are made of zoos that `zoogen build` made")
         self._allow = allow
         self._zoo = open_zoo(path)
+        if "imported" in self.manifest and "sparsity" in self._zoo.tables.checkpoints:
+            raise UserError(f"{path} holds sparse twins already; make further ones of the dense models they came from")
 
-    @cached_property
+    @property
     def plan(self) -> Plan:
-        """The zoo's own plan, made again from the blueprint that it keeps.
+        """The zoo's own plan: made again from the blueprint that it keeps, or from the records it was imported with.
 
         Raises:
-            UserError: the blueprint runs code that is not allowed.
-            IntegrityError: it no longer gives the stored models.
+            UserError: the blueprint runs code that is not allowed, or the zoo was imported without its task.
+            IntegrityError: the blueprint no longer gives the stored models.
         """
+        return self._imported[0] if "imported" in self.manifest else self._built
+
+    @cached_property
+    def _imported(self) -> tuple[Plan, Mapping[str, str]]:
+        return plan_of_import(self._zoo)
+
+    @cached_property
+    def _built(self) -> Plan:
         given = self.manifest["blueprints"][-1]
         blueprint = loads(given["text"], f"{self.path}/blueprint.yaml", given["overrides"])
         for stratum in blueprint.strata:
@@ -82,8 +90,8 @@ class ParentZoo:
         """The parents and their checkpoints.
 
         Raises:
-            UserError: a wrong predicate, or one that selects nothing; a model that is not trained; an epoch that is not
-                stored; ``best`` without validation scores.
+            UserError: a wrong predicate, or one that selects nothing; a model that is not trained, or whose record says
+                too little; an epoch that is not stored; ``best`` without validation scores.
         """
         tables = self._zoo.tables
         models = tables.models
@@ -103,11 +111,21 @@ class ParentZoo:
             raise UserError(f"all chosen models of {self.path} have diverged; there is nothing to make twins of")
         rows = np.flatnonzero(chosen)
         epochs = self._epochs(rows, wanted.epoch)
-        ids = np.array(models["model_id"].to_numpy()[rows].tolist(), dtype="S32")
+        names = models["model_id"].to_numpy()[rows].tolist()
+        self._check_recorded(names)
+        ids = np.array(names, dtype="S32")
         order = self.plan.order
         cells = order[np.searchsorted(self.plan.ids, ids, sorter=order)]
         ascending = np.argsort(cells)
         return ChosenParents(cells[ascending], epochs[ascending])
+
+    def _check_recorded(self, names: Sequence[str]) -> None:
+        unusable = self._imported[1] if "imported" in self.manifest else {}
+        if open_ones := [name for name in names if name in unusable]:
+            raise UserError(
+                f"{len(open_ones)} of the {len(names)} chosen models of {self.path} cannot be trained on, among them "
+                f"{open_ones[0]}: {unusable[open_ones[0]]}\nchoose others with --where"
+            )
 
     def _epochs(self, rows: np.ndarray, epoch: int | Literal["last", "best"]) -> np.ndarray:
         tables = self._zoo.tables
@@ -214,16 +232,15 @@ _Row = tuple[np.ndarray, dict[str, np.ndarray], tuple[float, float]]
 
 def _read(zoo: Path, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int], _Row]:
     """Weights, side rows and test scores of some checkpoints."""
-    tables = open_zoo(zoo).tables
-    checkpoints = tables.checkpoints
+    opened = open_zoo(zoo)
+    imported = "imported" in opened.manifest
+    checkpoints = opened.tables.checkpoints
     mine = np.flatnonzero(np.isin(checkpoints["model_id"].to_numpy(), [m for m, _ in wanted]))
     names = checkpoints["shard_id"].to_numpy()
     found: dict[tuple[str, int], _Row] = {}
     for shard_id in sorted(set(names[mine].tolist())):
         with ShardReader(shards_folder(zoo) / shard_id) as shard:
-            table = read_shard_checkpoints(shard.folder, shard.info).select(
-                ["model_id", "epoch", "test_loss", "test_acc"]
-            )
+            table = read_shard_checkpoints(shard.folder, shard.info)
             keys = zip(table["model_id"].to_pylist(), table["epoch"].to_pylist(), strict=True)
             rows = [(row, key) for row, key in enumerate(keys) if key in wanted]
             if not rows:
@@ -232,7 +249,12 @@ def _read(zoo: Path, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int
             weights = shard.weights(places)
             dtypes = [n.removeprefix("side/") for n in shard.info.datasets["weights.h5"] if n.startswith("side/")]
             side = {dtype: shard.side(dtype, places) for dtype in dtypes}
-            losses, accuracies = (table[name].to_numpy() for name in ("test_loss", "test_acc"))
+            losses, accuracies = (
+                table[name].to_numpy() if name in table.column_names else np.full(len(table), np.nan)
+                for name in ("test_loss", "test_acc")
+            )
+            if imported:  # how others average a loss over batches is not known
+                losses = np.full(len(table), np.nan)
             for i, (row, key) in enumerate(rows):
                 own = {dtype: values[i] for dtype, values in side.items()}
                 found[key] = weights[i], own, (float(losses[row]), float(accuracies[row]))

@@ -44,6 +44,7 @@ class Group:
         apart: Streams set apart by the blueprint for all cells; a varying ``seeds.<stream>`` goes before it.
         ids: bytes [cells] of 32 hex digits (dtype S32), the model ids.
         parents: Of each cell, for twins; empty where models start anew.
+        sides: Side of the model split of each cell, where their source says it; None: by the hash of the root's id.
     """
 
     architecture: Any
@@ -57,6 +58,7 @@ class Group:
     apart: Mapping[str, int]
     ids: np.ndarray
     parents: tuple[tuple[Parent, ...], ...] = ()
+    sides: np.ndarray | None = None
 
     @property
     def roots(self) -> np.ndarray:
@@ -108,11 +110,12 @@ def groups(blueprint: Blueprint) -> Iterator[Group]:
 
 
 def _stratum_groups(stratum: Stratum, blueprint: Blueprint) -> Iterator[Group]:
-    shared = [f for f in stratum.factors if f.draw is None and not _per_model(stratum, f.key)]
+    own: Parts = (stratum.architecture, stratum.task, stratum.training)
+    shared = [f for f in stratum.factors if f.draw is None and not may_vary(own, f.key)]
     drawn = [f for f in stratum.factors if f.draw is not None]
-    mixed = [f for f in stratum.factors if f.draw is None and _per_model(stratum, f.key)]
+    mixed = [f for f in stratum.factors if f.draw is None and may_vary(own, f.key)]
     for combination in itertools.product(*(f.values for f in shared)):
-        parts: Parts = (stratum.architecture, stratum.task, stratum.training)
+        parts = own
         for factor, value in zip(shared, combination, strict=True):
             parts = with_value(parts, factor.key, value)
         varying = _grid(mixed)
@@ -123,15 +126,16 @@ def _stratum_groups(stratum: Stratum, blueprint: Blueprint) -> Iterator[Group]:
         yield from _drawn_groups(parts, varying, drawn, cells, values, stratum, blueprint)
 
 
-def _per_model(stratum: Stratum, key: str) -> bool:
+def may_vary(parts: Parts, key: str) -> bool:
     """Whether models of one cohort may differ in ``key``."""
     section, _, name = key.partition(".")
     if section == "seeds":
         return True
+    owner: Any = dict(zip(("architecture", "task", "training"), parts, strict=True))[section]
     if section == "training" and "." in name:
         part, _, name = name.partition(".")
-        return name in getattr(stratum.training, part).per_model
-    return name in getattr(getattr(stratum, section), "per_model", frozenset())
+        owner = getattr(owner, part)
+    return name in getattr(owner, "per_model", frozenset())
 
 
 def _grid(factors: Sequence[Factor]) -> tuple[Varying, ...]:
@@ -172,7 +176,7 @@ def _drawn_groups(
     blueprint: Blueprint,
 ) -> Iterator[Group]:
     """Part drawn cells by the drawn values that a cohort may not mix (widths, say); the others vary within a group."""
-    fixed = [i for i, f in enumerate(drawn) if not _per_model(stratum, f.key)]
+    fixed = [i for i, f in enumerate(drawn) if not may_vary(parts, f.key)]
     free = [i for i in range(len(drawn)) if i not in fixed]
     by_kind: dict[tuple[Any, ...], list[int]] = {}
     for cell, value in enumerate(values):

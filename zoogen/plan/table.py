@@ -55,7 +55,7 @@ def cell_table(groups: Sequence[Group], shares: ModelSplit) -> pd.DataFrame:
     roots = np.concatenate([g.roots for g in groups])
     columns: dict[str, Any] = {
         "model_id": pd.array(ids.astype("U32"), dtype="str"),
-        "split": pd.Categorical(model_split(roots, shares), categories=["train", "val", "test"]),
+        "split": pd.Categorical(_sides(groups, roots, shares), categories=["train", "val", "test"]),
         "group": np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups]),
         "seed": np.concatenate([g.seeds for g in groups]),
     }
@@ -68,6 +68,15 @@ def cell_table(groups: Sequence[Group], shares: ModelSplit) -> pd.DataFrame:
     for name in names:
         columns[name] = _column(name, groups, fixed)
     return pd.DataFrame(columns)
+
+
+def _sides(groups: Sequence[Group], roots: np.ndarray, shares: ModelSplit) -> np.ndarray:
+    parts, start = [], 0
+    hashed = model_split(roots, shares)
+    for group in groups:
+        parts.append(hashed[start : start + len(group)] if group.sides is None else group.sides)
+        start += len(group)
+    return np.concatenate(parts)
 
 
 def _column(name: str, groups: Sequence[Group], fixed: Sequence[dict[str, Any]]) -> Any:

@@ -103,6 +103,7 @@ def _twins(group: Group, cells: np.ndarray, epochs: np.ndarray, methods: Sequenc
         group.apart,
         np.zeros(len(own), dtype="S32"),
         parents,
+        None if group.sides is None else group.sides[own],
     )
     jobs = (found.job(cell) for cell in range(len(found)))
     digests = [model_id(identity(j.architecture, j.task, j.training, j.seeds, j.parents)) for j in jobs]

@@ -15,7 +15,8 @@ class Origin:
     Attributes:
         weights: float32 [M, P], in the parents' layout.
         side: Rows of other dtypes.
-        test_loss, test_acc: float64 [M], as the parents' zoo recorded them.
+        test_loss, test_acc: float64 [M], as the parents' zoo recorded them; NaN: not recorded, or not in a way that
+            can be compared.
         rewind: Weights of the epoch that pruned twins go back to, where a twin asks for it (else its ``weights``).
         rewind_side: Likewise.
     """

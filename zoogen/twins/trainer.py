@@ -67,7 +67,7 @@ class TwinTrainer:
         self._predictions = seen.predictions
         self._check_parents(seen)
         self._trainer.restore(self._start(blank))
-        self._check_conversion()
+        self._check_conversion(seen)
 
     def _start(self, blank: CohortState) -> CohortState:
         """The twins before their first epoch."""
@@ -78,14 +78,14 @@ class TwinTrainer:
 
     def _check_parents(self, seen: Checkpoint) -> None:
         within = LOSS_WITHIN if self._cohort.jobs[0].training.precision == "float32" else CONVERTED_LOSS_WITHIN
-        if wrong := self._differing(seen, within):
+        if wrong := _differing(seen, self._origin.test_loss, self._origin.test_acc, within):
             m, what = wrong
             raise IntegrityError(
                 f"parent {self._cohort.jobs[m].parents[0].model_id} has {what} that its zoo recorded\n"
                 "the data or the code of its architecture are not those it was trained with; put them back"
             )
 
-    def _check_conversion(self) -> None:
+    def _check_conversion(self, parents: Checkpoint) -> None:
         """Weights that are noise from the start are removed by the conversion; that must not change the model."""
         if self._methods[0].masked:
             return
@@ -93,27 +93,14 @@ class TwinTrainer:
         self._trainer.restore(replace(state, epoch=_SECOND_LOOK))
         seen = self._trainer.checkpoint(self._cohort.model_ids)
         self._trainer.restore(state)
-        if wrong := self._differing(seen, CONVERTED_LOSS_WITHIN):
+        told = parents.metrics
+        if wrong := _differing(seen, told["test_loss"], told["test_acc"], CONVERTED_LOSS_WITHIN):
             m, what = wrong
             raise UserError(
                 f"twin {self._cohort.model_ids[m]} has, with noise on its weights, {what} of its parent: "
                 "too many weights are small against the noise they start with\n"
                 f"start with less: method.log_sigma2 below {self._methods[m].log_sigma2:g}"
             )
-
-    def _differing(self, seen: Checkpoint, loss_within: float) -> tuple[int, str] | None:
-        """The first model that does not score as its parent did, and in what."""
-        for name, told, within in (
-            ("test_loss", self._origin.test_loss, loss_within * np.abs(self._origin.test_loss)),
-            ("test_acc", self._origin.test_acc, np.full(len(seen.model_ids), ACCURACY_WITHIN)),
-        ):
-            found = seen.metrics[name]
-            unmeasured = np.isnan(found) & np.isnan(told)  # a task without test samples
-            wrong = ~(unmeasured | (np.abs(found - told) <= np.maximum(within, 1e-6)))
-            if wrong.any():
-                m = int(np.flatnonzero(wrong)[0])
-                return m, f"a {name} of {found[m]:.5g} and not the {told[m]:.5g}"
-        return None
 
     # The trainer's contract
 
@@ -232,3 +219,19 @@ def _compared(
         "distance": distance,
         "cosine_distance": cosine,
     }
+
+
+def _differing(
+    seen: Checkpoint, test_loss: np.ndarray, test_acc: np.ndarray, loss_within: float
+) -> tuple[int, str] | None:
+    """The first model that does not score as told, and in what; NaN tells nothing."""
+    for name, told, within in (
+        ("test_loss", test_loss, loss_within * np.abs(test_loss)),
+        ("test_acc", test_acc, np.full(len(test_acc), ACCURACY_WITHIN)),
+    ):
+        found = seen.metrics[name]
+        wrong = ~(np.isnan(told) | (np.abs(found - told) <= np.maximum(within, 1e-6)))
+        if wrong.any():
+            m = int(np.flatnonzero(wrong)[0])
+            return m, f"a {name} of {found[m]:.5g} and not the {told[m]:.5g}"
+    return None
