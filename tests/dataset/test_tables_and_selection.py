@@ -71,7 +71,7 @@ def test_tables_hold_what_the_files_hold(zoo, small_zoo):
         ({"split": ["val", "test"]}, lambda t: t.split != "train"),
         ({"where": "epoch > 0", "epochs": [0, 1], "seed": 0, "lr": 0.1}, lambda t: (t.epoch == 1) & (t[LR] == 0.1)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_selection_has_the_rows_that_pandas_finds(zoo, plain, arguments, expected):
     rows = plain[expected(plain)]

@@ -96,7 +96,7 @@ def test_what_is_handed_out_stands_still_while_training_goes_on(setup, small_net
         (RMSprop(lr=0.01), {"square_avg", "step"}),
         (RMSprop(lr=0.01, momentum=0.9), {"square_avg", "step", "momentum_buffer"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_optimizer_rows_lie_like_the_trainable_weights(setup, small_net, optimizer, names):
     own = {"optimizer": optimizer, "architecture": small_net(norm=True)}
