@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 
@@ -24,3 +24,14 @@ def machine() -> dict[str, str]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, smallest, largest and number of runs."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def told(values: Sequence[float], form: Callable[[float], str] = "{:,.0f}".format) -> str:
+    """Median and range, in words."""
+    return f"{form(statistics.median(values))} ({form(min(values))} to {form(max(values))})"

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pickle
 import shutil
+import threading
+from copy import copy
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import zoogen
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.dataset.shards import States
 from zoogen.dataset.windows import Order
+from zoogen.store.stack_file import StackFile
+
+
+@pytest.fixture(scope="module", autouse=True)
+def failed_workers_are_not_waited_for():
+    """torch waits 5 s for each worker that raised an error, when the data loader is collected: in any later test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+        yield
+        gc.collect()
 
 
 def keys(batches):
@@ -119,11 +132,11 @@ def test_spawned_workers_give_the_same(zoo, kind):
     if kind == "stream":
         source = selection.stream(7, "activation", normaliser=normaliser)
         next(iter(source))
-        loader = DataLoader(source, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+        loader = DataLoader(source, batch_size=None, num_workers=1, multiprocessing_context="spawn")
     else:
         source = selection.dataset("activation", normaliser=normaliser)
         source[0]
-        loader = DataLoader(source, batch_size=7, num_workers=2, multiprocessing_context="spawn")
+        loader = DataLoader(source, batch_size=7, num_workers=1, multiprocessing_context="spawn")
     batches = list(loader)
     assert np.array_equal(torch.cat([w for w, _ in batches]), weights)
     labels = [source.classes[t] for _, codes in batches for t in codes.tolist()]
@@ -235,6 +248,21 @@ def test_types_and_tensors_are_those_of_weights(zoo):
     assert torch.equal(torch.cat([w for w, _ in stream]), selection.weights("bias", dtype="bfloat16"))
 
 
+def test_metadata_of_a_batch_are_what_torch_collates_from_single_states(zoo):
+    selection = zoo.select("lr < 1")
+    dataset = selection.dataset()
+    for number, (_, about) in enumerate(selection.stream(6)):
+        places = range(6 * number, min(6 * number + 6, len(dataset)))
+        expected = default_collate([dataset[place][1] for place in places])
+        assert about.keys() == expected.keys()
+        for name, values in expected.items():
+            if isinstance(values, torch.Tensor):
+                assert about[name].dtype == values.dtype
+                assert torch.equal(about[name], values)
+            else:
+                assert about[name] == values
+
+
 def test_training_and_test_models_count_the_same_classes(zoo):
     relu = zoo.select(activation="relu").stream(100, "activation")
     assert relu.classes == ("relu", "tanh")
@@ -247,10 +275,76 @@ def test_training_and_test_models_count_the_same_classes(zoo):
 def test_a_pickled_stream_leaves_its_window_behind(zoo):
     stream = zoo.select().stream(3, "test_acc")
     next(iter(stream))
-    assert stream._window is not None
+    assert stream._windows.in_use is not None
     copy = pickle.loads(pickle.dumps(stream))
-    assert copy._window is None
+    assert copy._windows.in_use is None
     assert torch.equal(next(iter(copy))[0], next(iter(stream))[0])
+
+
+def test_shuffling_takes_the_memory_of_two_windows(zoo, monkeypatch):
+    """That of the one in use, and of the next; whole ones are read into the same two arrays again and again."""
+    stream = zoo.select().stream(3, shuffle=True, buffer=9)
+    taken, original = [], type(stream._windows)._read
+
+    def listening(self, key, memory):
+        window = original(self, key, memory)
+        taken.append(window.rows if window.rows.base is None else window.rows.base)
+        return window
+
+    monkeypatch.setattr(type(stream._windows), "_read", listening)
+    list(stream)
+    assert len(taken) == -(-len(zoo.select()) // 9) >= 4
+    assert len({id(memory) for memory in taken}) == 2
+
+
+def test_the_next_window_is_read_while_one_is_used_and_no_other(zoo, monkeypatch):
+    stream = zoo.select().stream(3, shuffle=True, buffer=9)
+    asked, original = [], type(stream._windows)._read
+
+    def listening(self, key, memory):
+        asked.append((key, threading.current_thread() is threading.main_thread()))
+        return original(self, key, memory)
+
+    monkeypatch.setattr(type(stream._windows), "_read", listening)
+    list(stream)
+    windows = -(-len(zoo.select()) // 9)
+    assert asked == [((0, number), number == 0) for number in range(windows)]
+
+
+def test_a_copy_reads_by_itself_while_the_first_goes_on(zoo):
+    """As in a mixture, which copies streams: their threads must not share open files."""
+    stream = zoo.select().stream(3, shuffle=True, buffer=6)
+    whole = list(stream)
+    stream.set_epoch(0)
+    twin = copy(stream)
+    assert twin._windows._shards is not stream._windows._shards
+    both = list(zip(stream, twin, strict=True))
+    same([one for one, _ in both], whole)
+    same([other for _, other in both], whole)
+
+
+def test_files_beyond_the_most_that_stay_open_are_opened_again(zoo, monkeypatch):
+    stream = zoo.select().stream(3, shuffle=True, buffer=9)
+    whole = [*stream, *stream]
+    opened, closed, original, closing = set(), [], StackFile._opened, StackFile.close
+
+    def opening(self):
+        found = original(self)
+        opened.add(self)
+        assert len(opened) <= 2, "one that is kept, and a new one before the other goes"
+        return found
+
+    def close(self):
+        opened.discard(self)
+        closed.append(self)
+        closing(self)
+
+    monkeypatch.setattr("zoogen.dataset.shards._MOST_OPEN", 1)
+    monkeypatch.setattr(StackFile, "_opened", opening)
+    monkeypatch.setattr(StackFile, "close", close)
+    stream = zoo.select().stream(3, shuffle=True, buffer=9)
+    same([*stream, *stream], whole)
+    assert len(closed) > len(set(closed)), "some file was closed more than once, so it was opened again"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

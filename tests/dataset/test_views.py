@@ -8,7 +8,7 @@ import torch
 
 import zoogen
 from zoogen.core.errors import UserError
-from zoogen.store.stacks import StackFile
+from zoogen.store.stack_file import StackFile
 
 
 @pytest.mark.parametrize("columns", [None, ["fc2.bias", "fc1.weight"], "bias"], ids=str)
@@ -28,9 +28,9 @@ def test_a_tensor_is_read_without_the_columns_beside_it(zoo, monkeypatch):
     asked = []
     original = StackFile.read
 
-    def listening(self, name, rows=None, columns=None):
+    def listening(self, name, rows=None, columns=None, out=None):
         asked.append((name, columns))
-        return original(self, name, rows, columns)
+        return original(self, name, rows, columns, out)
 
     monkeypatch.setattr(StackFile, "read", listening)
     zoo.select(epochs=1).arrays("fc2.bias")

@@ -16,7 +16,7 @@ from zoogen.core.registry import ARCHITECTURES
 from zoogen.store.check import problems_of
 from zoogen.store.read import ShardReader
 from zoogen.store.shard import seal_shard, shards_folder
-from zoogen.store.stacks import StackFile
+from zoogen.store.stack_file import StackFile
 from zoogen.store.work import Work
 from zoogen.store.zoo import ZooFolder
 

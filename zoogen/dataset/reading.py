@@ -43,16 +43,16 @@ class Reading:
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
 
-    def weights(self, shards: Shards, states: States) -> Weights:
-        """[states, width], in the order of ``states``.
+    def weights(self, shards: Shards, states: States, out: Weights | None = None) -> Weights:
+        """[states, width], in the order of ``states``; in ``out``, of what it would give, if there is one.
 
         Raises:
             IntegrityError: a shard is damaged, or is not what the tables say.
             UserError: a finite weight is too large for the type.
         """
         if self.dtype == "float32" and self.shift is None:
-            return shards.weights(states, self.columns, self.width)
-        out = self._empty(len(states))
+            return shards.weights(states, self.columns, self.width, out)
+        out = self.empty(len(states)) if out is None else out
         height = max(1, _PART_BYTES // max(1, 4 * self.width))
         for start in range(0, len(states), height):
             part = slice(start, start + height)
@@ -83,7 +83,8 @@ class Reading:
                 "free\nread them part by part with iter_weights(), or select fewer epochs, models or tensors"
             )
 
-    def _empty(self, states: int) -> Weights:
+    def empty(self, states: int) -> Weights:
+        """[states, width], not filled, as ``weights`` takes it."""
         if self.dtype != "bfloat16":
             return np.empty((states, self.width), self.dtype)
         import torch

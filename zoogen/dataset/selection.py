@@ -331,7 +331,7 @@ class Selection:
                 1 MB) in random order, then states within a buffer. Every state comes once; a batch mixes states from
                 all blocks of its buffer.
             seed: Of the shuffling.
-            buffer: States that are shuffled together; by default those of about 128 MB.
+            buffer: States that are shuffled together; by default those of about 48 MB. Two buffers are in memory.
             drop_last: Leave out an incomplete last batch.
             device: Where the batches go, if no workers are used.
 

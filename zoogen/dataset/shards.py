@@ -16,7 +16,7 @@ from zoogen.store.durable import checked_name
 from zoogen.store.read import ShardReader
 from zoogen.store.shard import shards_folder
 
-_MOST_OPEN = 32
+_MOST_OPEN = 64  # files; HDF5 keeps 0.6 MB for each
 _PIECE_BYTES = 64 << 20  # what is read at once: bounds the memory beside the result
 
 
@@ -53,14 +53,20 @@ class States:
         yield from np.split(order, np.flatnonzero(np.diff(self.shard[order])) + 1) if len(order) else ()
 
 
+Fill = Callable[[ShardReader, np.ndarray, np.ndarray], None]
+"""Reads rows of a shard into an array that is C-contiguous."""
+
+
 class Shards:
-    """The sealed shards of a zoo. The last few stay open until ``close`` or the end of a ``with`` block; a copy in
-    another process opens its own.
+    """The sealed shards of a zoo. The last few stay open until ``close`` or the end of a ``with`` block, and what is
+    known of all others is kept until then, so that they are opened again without checking them again. A copy, in
+    another process or not, opens its own.
     """
 
     def __init__(self, zoo: Path) -> None:
         self._zoo = zoo
-        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._known: dict[str, _Shard] = {}
+        self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, object]:
@@ -79,18 +85,22 @@ class Shards:
         """Close what is open; reading opens it again."""
         while self._open:
             self._open.popitem()[1].reader.close()
+        self._known.clear()
 
     def weights(
         self, states: States, columns: np.ndarray | None, width: int, out: np.ndarray | None = None
     ) -> np.ndarray:
         """float32 [states, width], in the order of ``states``; ``columns`` as ``columns.positions`` gives them.
 
+        Args:
+            out: C-contiguous array to read into.
+
         Raises:
             IntegrityError: a shard is damaged, or is not what the tables say.
         """
         out = np.empty((len(states), width), np.float32) if out is None else out
         reads = pieces(columns)
-        self._each(states, 4 * max(1, width), lambda reader, rows: _columns(reader, rows, reads), out)
+        self._each(states, lambda reader, rows, to: _fill_columns(reader, rows, reads, to), out)
         return out
 
     def predictions(self, states: States) -> np.ndarray | None:
@@ -102,7 +112,7 @@ class Shards:
             return None
         kind = np.result_type(*(first.dtype for first in samples if first is not None))
         out = np.empty((len(states), found[0]), kind)
-        self._each(states, max(1, found[0]), lambda reader, rows: reader.predictions(rows), out)
+        self._each(states, _filling(lambda reader, rows: reader.predictions(rows)), out)
         return out
 
     def kept(self, states: States, prunable: int) -> np.ndarray | None:
@@ -125,46 +135,52 @@ class Shards:
         for places in states.by_shard():
             if read(self._opened(states, places).reader, states.row[places[:1]]) is None:
                 return None
-        self._each(states, max(1, out.shape[1] * out.itemsize), read, out)
+        self._each(states, _filling(read), out)
         return out
 
     def side(self, states: States, dtype: str) -> np.ndarray:
-        """[1, K]: the tensors of another dtype, of one state."""
+        """[states of one shard, K]: the tensors of another dtype."""
         (places,) = states.by_shard()
-        opened = self._opened(states, places)
-        return opened.read(states.take(places), lambda reader, rows: reader.side(dtype, rows))
+        shard = self._opened(states, places)
+        shard.check(states)
+        return shard.reader.side(dtype, states.row)
 
-    def _each(self, states: States, row_bytes: int, read: Callable, out: np.ndarray) -> None:
-        height = max(1, _PIECE_BYTES // row_bytes)
+    def _each(self, states: States, fill: Fill, out: np.ndarray) -> None:
+        height = max(1, _PIECE_BYTES // max(1, out[:1].nbytes))
         for places in states.by_shard():
-            opened = self._opened(states, places)
+            shard = self._opened(states, places)
             for start in range(0, len(places), height):
                 part = places[start : start + height]
+                shard.check(states.take(part))
+                rows = states.row[part]
                 first, last = int(part[0]), int(part[-1])
-                together = last - first + 1 == len(part) and bool((np.diff(part) == 1).all())
-                # A slice is copied several times faster than the same places one by one.
-                out[slice(first, last + 1) if together else part] = opened.read(states.take(part), read)
+                if last - first + 1 == len(part) and bool((np.diff(part) == 1).all()):
+                    fill(shard.reader, rows, out[first : last + 1])
+                else:
+                    apart = np.empty((len(part), *out.shape[1:]), out.dtype)
+                    fill(shard.reader, rows, apart)
+                    out[part] = apart
 
-    def _opened(self, states: States, places: np.ndarray) -> _OpenShard:
+    def _opened(self, states: States, places: np.ndarray) -> _Shard:
         name = states.shard_names[states.shard[places[0]]]
         if self._process != os.getpid():  # after a fork: file positions are shared with the parent, so open anew
             self.__init__(self._zoo)  # type: ignore[misc]
-        if name not in self._open:
-            while len(self._open) >= _MOST_OPEN:
-                self._open.popitem(last=False)[1].reader.close()
-            self._open[name] = _OpenShard(self._zoo, name)
+        if name not in self._known:
+            self._known[name] = _Shard(self._zoo, name)
+        shard = self._open[name] = self._known[name]
         self._open.move_to_end(name)
-        opened = self._open[name]
-        if opened.reader.info.layout_id != states.layout_id:
+        while len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)[1].reader.close()
+        if shard.reader.info.layout_id != states.layout_id:
             raise IntegrityError(
-                f"shard {opened.reader.folder} has layout {opened.reader.info.layout_id}, "
+                f"shard {shard.reader.folder} has layout {shard.reader.info.layout_id}, "
                 f"its models have {states.layout_id}; `zoogen verify` lists all damage"
             )
-        return opened
+        return shard
 
 
-class _OpenShard:
-    """An open shard and the (model, epoch) of its rows."""
+class _Shard:
+    """A shard and the (model, epoch) of its rows."""
 
     def __init__(self, zoo: Path, name: str) -> None:
         try:
@@ -172,32 +188,43 @@ class _OpenShard:
         except ValueError as error:
             raise IntegrityError(f"{zoo}: the table of checkpoints names a shard that cannot be: {error}") from error
         try:
-            self._model_ids = np.array(self.reader.model_ids(), dtype=object)
-            self._epochs = self.reader.epochs()
+            ids, self._model_of = self.reader.models()
         except UnicodeDecodeError as error:
             raise IntegrityError(f"shard {self.reader.folder}: model ids are damaged ({error})") from error
+        self._ids = np.array(ids, dtype=object)
+        self._epochs = self.reader.epochs()
 
-    def read(self, states: States, read: Callable[[ShardReader, np.ndarray], np.ndarray]) -> np.ndarray:
-        """What ``read`` gives for the rows of these states."""
+    def check(self, states: States) -> None:
+        """Raise unless the rows of these states are the ones that the tables say."""
         rows = states.row
         inside = rows.min() >= 0 and rows.max() < len(self._epochs)
         if not (
             inside
             and np.array_equal(self._epochs[rows], states.epochs)
-            and np.array_equal(self._model_ids[rows], states.model_ids)
+            and np.array_equal(self._ids[self._model_of[rows]], states.model_ids)
         ):
             raise IntegrityError(
                 f"shard {self.reader.folder}: its rows are not those that the zoo's checkpoints.parquet names\n"
                 "`zoogen verify` says which of them is wrong; `zoogen build` makes the table anew"
             )
-        return read(self.reader, rows)
 
 
-def _columns(reader: ShardReader, rows: np.ndarray, reads: list[tuple[slice | None, np.ndarray | None]]) -> np.ndarray:
-    parts = []
+def _filling(read: Callable) -> Fill:
+    def fill(reader: ShardReader, rows: np.ndarray, out: np.ndarray) -> None:
+        out[...] = read(reader, rows)
+
+    return fill
+
+
+def _fill_columns(
+    reader: ShardReader, rows: np.ndarray, reads: list[tuple[slice | None, np.ndarray | None]], out: np.ndarray
+) -> None:
+    if len(reads) == 1 and reads[0][1] is None:
+        reader.weights(rows, reads[0][0], out)
+        return
+    start = 0
     for columns, picked in reads:
         found = reader.weights(rows, columns)
-        parts.append(found if picked is None else found[:, picked])
-    if len(parts) == 1:
-        return parts[0]
-    return np.concatenate(parts, axis=1) if parts else np.empty((len(rows), 0), np.float32)
+        found = found if picked is None else found[:, picked]
+        out[:, start : start + found.shape[1]] = found
+        start += found.shape[1]

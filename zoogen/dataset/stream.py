@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from zoogen.core.errors import UserError
-from zoogen.dataset.reading import Reading
+from zoogen.dataset.reading import Reading, Weights
 from zoogen.dataset.resumable import Resumable
 from zoogen.dataset.shards import Shards
 from zoogen.dataset.targets import Targets, make_targets
+from zoogen.dataset.window_reader import WindowReader
 from zoogen.dataset.windows import Order
 
 if TYPE_CHECKING:
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 class StateStream(Resumable):
     """Batches (weights [batch, P], target); made by ``Selection.stream``. ``len`` is the number of batches per epoch.
 
-    One window of states (see ``Selection.stream``) is in memory at a time. Each process opens its own files; with
-    workers and shuffling every worker reads every window, so one worker is as good as several.
+    Two windows of states (see ``Selection.stream``) are in memory: the one that batches are taken from, and the next,
+    which a thread reads meanwhile. Each process opens its own files; with workers and shuffling every worker reads
+    every window, so one worker is as good as several.
 
     Attributes:
         parameters: P, the length of a weights row.
@@ -39,14 +42,13 @@ class StateStream(Resumable):
         self.layout_id = order.states.layout_id
         self.classes = targets.classes
         self.targets = targets
-        self._shards = shards
-        self._how = how
+        self._windows = WindowReader(shards, how, order)
         self._order = order
         self._device = device
-        self._window: tuple[tuple[int, int], Tensor, np.ndarray, list[np.ndarray]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_window": None}
+        # Of its own also where the copy stays in this process: a thread of this stream may be reading.
+        return {**self.__dict__, "_windows": copy(self._windows)}
 
     def __len__(self) -> int:
         return self._order.batches
@@ -66,24 +68,35 @@ class StateStream(Resumable):
                 f"workers make batches on the CPU, not on {self._device}\n"
                 "take num_workers=0, or move the batches that the data loader gives"
             )
-        per_window = self._order.batches_per_window
-        wanted = (epoch, number // per_window)
-        if self._window is None or self._window[0] != wanted:
-            self._window = None  # gone before the next one comes: one window at a time
-            places, batches = self._order.window(*wanted)
-            weights = self._how.tensor(self._shards, self._order.states.take(places))
-            self._window = wanted, weights, places, batches
-        _, weights, places, batches = self._window
-        chosen = batches[number % per_window]
-        # In order, a batch is a part of its window: a slice of it is no copy.
-        picked = torch.from_numpy(chosen) if self._order.shuffle else slice(int(chosen[0]), int(chosen[-1]) + 1)
-        return weights[picked].to(self._device), _moved(self.targets.batch(places[chosen]), self._device)
+        length = self._order.batches_per_window
+        window = self._windows.get((epoch, number // length), self._following(epoch, number))
+        chosen = window.batches[number % length]
+        if self._order.shuffle:
+            weights = _taken(window.rows, chosen)
+        else:  # a batch is a part of its window: a slice of it is no copy
+            weights = torch.as_tensor(window.rows[int(chosen[0]) : int(chosen[-1]) + 1])
+        return weights.to(self._device), _moved(self.targets.batch(window.places[chosen]), self._device)
+
+    def _following(self, epoch: int, number: int) -> tuple[int, int] | None:
+        """The window that this process will want after that of batch ``number``; None: the epoch ends before."""
+        worker, length = get_worker_info(), self._order.batches_per_window
+        step = worker.num_workers if worker else 1
+        left = length - number % length
+        after = number + step * -(-left // step)
+        return (epoch, after // length) if after < len(self) else None
 
 
 def make_stream(selection: Selection, target: str | None, how: Reading, order: Order, device: Any) -> StateStream:
     """See ``Selection.stream``."""
     targets = make_targets(selection, target)
     return StateStream(Shards(selection.zoo.path), how, targets, order, torch.device(device))
+
+
+def _taken(rows: Weights, places: np.ndarray) -> Tensor:
+    """These rows, copied by NumPy: it needs one core, and torch's indexing is no faster on several."""
+    bits = rows.view(torch.int16).numpy() if isinstance(rows, Tensor) else rows  # bfloat16
+    taken = torch.from_numpy(bits.take(places, axis=0))
+    return taken.view(rows.dtype) if isinstance(rows, Tensor) else taken
 
 
 def _moved(target: Any, device: torch.device) -> Any:

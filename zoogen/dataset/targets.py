@@ -26,7 +26,8 @@ class Targets:
 
     Attributes:
         values: float32 or int64 [states], or None where metadata are given.
-        metadata: Columns by name, object [states].
+        metadata: Columns by name, [states] each: numbers (float64 with NaN where a model lacks the setting), or text as
+            objects.
         classes: Values that int64 targets count.
     """
 
@@ -38,13 +39,14 @@ class Targets:
         """Of one state: a tensor without dimensions, or metadata as a dict of text and numbers."""
         if self.values is not None:
             return self.values[place]
-        return {name: _plain(values[place]) for name, values in self.metadata.items()}
+        return {name: values[place : place + 1].tolist()[0] for name, values in self.metadata.items()}
 
     def batch(self, places: np.ndarray) -> Any:
         """Of several states, as torch's data loader collates them: a tensor, or a dict of tensors and lists."""
         if self.values is not None:
             return self.values[torch.from_numpy(places)]
-        return torch.utils.data.default_collate([self.one(place) for place in places.tolist()])
+        found = {name: values[places] for name, values in self.metadata.items()}
+        return {name: v.tolist() if v.dtype == object else torch.from_numpy(v) for name, v in found.items()}
 
 
 def make_targets(selection: Selection, target: str | None) -> Targets:
@@ -55,9 +57,9 @@ def make_targets(selection: Selection, target: str | None) -> Targets:
     """
     zoo = selection.zoo
     if target is None:
-        table = selection.joined()
         names = ["model_id", "epoch", *zoo.factors, "seed", "split"]
-        return Targets(None, {name: table[name].to_numpy(object) for name in names})
+        table = filters.state_columns(zoo.tables, names, selection.rows)
+        return Targets(None, {name: _plain(table[name]) for name in names})
     name = target_column(zoo.tables, target)
     column = filters.state_columns(zoo.tables, [name], selection.rows)[name]
     if column.isna().any():
@@ -109,10 +111,15 @@ def _counted(column: pd.Series, classes: Sequence[Any]) -> Targets:
     return Targets(torch.tensor(counted, dtype=torch.int64), {}, tuple(classes))
 
 
-def _plain(value: Any) -> Any:
-    """What torch's ``default_collate`` takes: text, or a number (NaN: the model has no such setting)."""
-    if isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    return float("nan")
+def _plain(column: pd.Series) -> np.ndarray:
+    """What torch's ``default_collate`` takes: int64, bool or float64, or objects that are text or numbers (NaN: the
+    model has no such setting).
+    """
+    kind = column.dtype.kind
+    if kind in "iufb":
+        dtype = {"i": np.int64, "u": np.int64, "b": np.bool_, "f": np.float64}[kind]
+        return column.to_numpy(np.float64, na_value=np.nan) if column.hasnans else column.to_numpy(dtype)
+    if column.dtype == "str":
+        return column.to_numpy(object, na_value=np.nan)
+    values = [v if isinstance(v, (str, bool, int, float)) else float("nan") for v in column.tolist()]
+    return np.array(values, dtype=object)

@@ -17,8 +17,8 @@ from zoogen.core.streams import permutation, stream_key, subkey
 from zoogen.dataset.shards import States
 
 _BLOCK_BYTES = 1 << 20
-_WINDOW_BYTES = 128 << 20  # of a shuffled stream
-_PART_BYTES = 4 << 20  # of one in the order of the selection
+_WINDOW_BYTES = 48 << 20  # of a shuffled stream, which holds two of them
+_PART_BYTES = 8 << 20  # of one in the order of the selection
 _CHUNK_STATES = 16  # rows of a chunk in the file: blocks are whole chunks where they can be
 
 
@@ -31,7 +31,7 @@ class Order:
         batch: States per batch.
         shuffle: Else the order of ``states``, in every epoch.
         seed: Of the shuffling.
-        buffer: States per window, or None for about 128 MB of them.
+        buffer: States per window, or None for about 48 MB of them.
         drop_last: Leave out an incomplete last batch.
 
     Raises:
@@ -60,9 +60,10 @@ class Order:
     def window(self, epoch: int, number: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """One window: the places to read, in the order of the files, and for each batch which of these it takes."""
         length = self.batches_per_window * self.batch
-        places = self._places(epoch)[number * length : (number + 1) * length]
-        order = np.arange(len(places))
+        start, stop = number * length, min((number + 1) * length, len(self.states))
+        places, order = np.arange(start, stop), np.arange(stop - start)
         if self.shuffle:
+            places = self._shuffled(epoch)[start:stop]
             places = places[np.lexsort((self.states.row[places], self.states.shard[places]))]
             order = permutation(self._key(epoch, number + 1), len(places)).numpy()
         left = self.batches - number * self.batches_per_window
@@ -85,10 +86,8 @@ class Order:
             found.update(np.ascontiguousarray(numbers, "<i8").tobytes())
         return found.hexdigest()
 
-    def _places(self, epoch: int) -> np.ndarray:
+    def _shuffled(self, epoch: int) -> np.ndarray:
         """All places in the order in which windows take them."""
-        if not self.shuffle:
-            return np.arange(len(self.states))
         if self._known is None or self._known[0] != epoch:
             sequential = np.lexsort((self.states.row, self.states.shard))
             shard, row = self.states.shard[sequential], self.states.row[sequential] // self._block_rows

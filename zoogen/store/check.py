@@ -19,7 +19,7 @@ from zoogen.store.shard_info import (
     ShardInfo,
     read_shard_info,
 )
-from zoogen.store.stacks import StackFile
+from zoogen.store.stack_file import StackFile
 from zoogen.store.tables import read_parquet
 
 CHECKPOINT_COLUMNS = {"model_id": pa.string(), "epoch": pa.int32(), "shard_id": pa.string(), "row": pa.int32()}

@@ -10,13 +10,13 @@ import numpy as np
 from zoogen.core.errors import IntegrityError
 from zoogen.store.compact import PLACES, VALUES, put_back
 from zoogen.store.shard_info import OPTIMIZER_FILE, WEIGHTS_FILE, read_shard_info
-from zoogen.store.stacks import StackFile
+from zoogen.store.stack_file import StackFile
 
 Rows = Sequence[int] | np.ndarray | slice | None
 
 
 class ShardReader:
-    """An open shard. Its files are opened when first read and closed by ``close`` or the ``with`` block.
+    """An open shard. Its files are opened when first read, and again when read after ``close`` or the ``with`` block.
 
     Args:
         folder: The shard's folder.
@@ -39,15 +39,18 @@ class ShardReader:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
-        self._files.clear()
 
-    def weights(self, rows: Rows = None, columns: slice | None = None) -> np.ndarray:
-        """float32 [rows, columns]: flat float32 tensors, in the order of the layout."""
+    def weights(self, rows: Rows = None, columns: slice | None = None, out: np.ndarray | None = None) -> np.ndarray:
+        """float32 [rows, columns]: flat float32 tensors, in the order of the layout; in ``out``, if it is given."""
         file = self._file(WEIGHTS_FILE)
         if VALUES not in self.info.datasets[WEIGHTS_FILE]:
-            return file.read("weights", rows, columns)
+            return file.read("weights", rows, columns, out)
         found = put_back(file.read(VALUES, rows), file.read(PLACES, rows))
-        return found if columns is None else np.ascontiguousarray(found[:, columns])
+        found = found if columns is None else found[:, columns]
+        if out is None:
+            return np.ascontiguousarray(found)
+        out[...] = found
+        return out
 
     def side(self, dtype: str, rows: Rows = None) -> np.ndarray:
         """[rows, K]: flat tensors of another dtype (bfloat16 and float8 as unsigned integers of the same bits)."""
@@ -57,6 +60,11 @@ class ShardReader:
     def model_ids(self, rows: Rows = None) -> list[str]:
         """One per row."""
         return [m.decode() for m in self._file(WEIGHTS_FILE).read("model_id", rows).tolist()]
+
+    def models(self) -> tuple[list[str], np.ndarray]:
+        """The ids of its models, sorted, and int32 [states]: which of these each row is of."""
+        found, model_of = np.unique(self._file(WEIGHTS_FILE).read("model_id"), return_inverse=True)
+        return [m.decode() for m in found.tolist()], model_of.astype(np.int32)
 
     def epochs(self, rows: Rows = None) -> np.ndarray:
         """int32 [rows]."""

@@ -1,4 +1,4 @@
-"""Stacks: HDF5 datasets whose first dimension is states. Written whole, read in part, checked before they are read.
+"""Stacks: HDF5 datasets whose first dimension is states. Written whole here; ``stack_file`` reads them.
 
 Chunks hold up to 16 states of one epoch and carry a checksum (fletcher32), so one epoch of all models and one
 trajectory are both cheap, and a flipped bit is found by any HDF5 reader.
@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5g, h5l, h5t, h5z
 
-from zoogen.core.errors import IntegrityError
 from zoogen.store import FORMAT_VERSION
 
 CHUNK_STATES = 16
 CHUNK_BYTES = 4 << 20
 # Readers and files before HDF5 1.10 lack the checksummed metadata of this version; everything since reads it.
 _VERSIONS = ("v110", "v110")
-_MOST_INFLATION = 1100  # deflate cannot exceed 1032 : 1
-_MOST_CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -154,142 +148,3 @@ class _Sink(io.RawIOBase):
 
     def flush(self) -> None:
         """Nothing is buffered here; ``write_stacks`` syncs at the end."""
-
-
-class StackFile:
-    """A stack file that was sealed, opened read-only, every dataset checked before any of it is read.
-
-    Args:
-        path: The file.
-        expected: dtype and shape of every dataset, from ``shard.json``; the file may hold nothing else.
-
-    Raises:
-        IntegrityError: the file is not what was expected: missing, another size or version, links out of the file,
-            virtual or external data, unknown filters, other dtypes or shapes.
-    """
-
-    def __init__(self, path: Path, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-        self._path = path
-        with self._blamed():
-            information = path.stat()
-            if not stat.S_ISREG(information.st_mode):
-                raise IntegrityError(f"{path}: not a regular file")
-            self._size = information.st_size
-            self._file = h5py.File(path, "r", locking=False)
-        try:
-            with self._blamed():
-                self._datasets = self._check(expected)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __enter__(self) -> StackFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def read(
-        self, name: str, rows: Sequence[int] | np.ndarray | slice | None = None, columns: slice | None = None
-    ) -> np.ndarray:
-        """Rows of a dataset in the order asked for (repeats allowed), and a range of their columns.
-
-        Raises:
-            IndexError: a row is outside the file.
-            IntegrityError: a chunk's checksum does not fit.
-        """
-        dataset = self._datasets[name]
-        states = dataset.shape[0]
-        if rows is None:
-            rows = slice(None)
-        wanted = np.arange(states)[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= states):
-            raise IndexError(f"{self._path}: rows are 0 to {states - 1}, got {wanted.min()} to {wanted.max()}")
-        if dataset.ndim == 1 and columns is not None:
-            raise IndexError(f"{name} has no columns")
-        cut = () if dataset.ndim == 1 else (slice(*(columns or slice(None)).indices(dataset.shape[1])),)
-        with self._blamed():
-            return _read(dataset, wanted, cut)
-
-    def _check(self, expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> dict[str, h5py.Dataset]:
-        version = h5a.open(self._file.id, b"zoogen_format_version")
-        if not version.get_type().equal(h5t.STD_I64LE) or version.shape != ():
-            raise IntegrityError(f"{self._path}: no format version")
-        found = np.zeros((), np.int64)
-        version.read(found)
-        if found != FORMAT_VERSION:
-            raise IntegrityError(f"{self._path}: format version {found}, this zoogen reads {FORMAT_VERSION}")
-        self._check_links("/", {name.partition("/")[0] for name in expected})
-        for group in {name.partition("/")[0] for name in expected if "/" in name}:
-            inside = {n.partition("/")[2] for n in expected if n.startswith(f"{group}/")}
-            self._check_links(group, inside)
-        return {name: self._check_dataset(name, dtype, shape) for name, (dtype, shape) in expected.items()}
-
-    def _check_links(self, group: str, names: set[str]) -> None:
-        place = h5g.open(self._file.id, group.encode())
-        links, count = place.links, place.get_num_objs()
-        wrong = [n for n in names if not links.exists(n.encode()) or links.get_info(n.encode()).type != h5l.TYPE_HARD]
-        if wrong or count != len(names):
-            raise IntegrityError(
-                f"{self._path}: group {group!r} holds {count} objects, expected {sorted(names)}; "
-                f"missing or not stored in this file: {sorted(wrong)}"
-            )
-
-    def _check_dataset(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> h5py.Dataset:
-        opened = h5d.open(self._file.id, name.encode())
-        plist = opened.get_create_plist()
-        filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
-        size = prod(shape) * dtype.itemsize
-        stored = opened.get_storage_size()
-        deflated = h5z.FILTER_DEFLATE in filters
-        problems = {
-            f"shape {opened.shape}, expected {shape}": opened.shape != shape,
-            f"dtype is not {dtype}": not opened.get_type().equal(h5t.py_create(dtype)),
-            "stored outside the file": plist.get_external_count() > 0,
-            "not plain chunks": plist.get_layout() != (h5d.CHUNKED if size else h5d.CONTIGUOUS),
-            f"filters {filters}": not set(filters) <= {h5z.FILTER_FLETCHER32, h5z.FILTER_DEFLATE},
-            f"{stored} bytes stored in a file of {self._size}": stored > self._size,
-            f"{stored} bytes stored for {size}": stored * (_MOST_INFLATION if deflated else 1) < size,
-        }
-        if size and plist.get_layout() == h5d.CHUNKED:
-            chunk = plist.get_chunk()
-            problems[f"chunks of {chunk}"] = prod(chunk) * dtype.itemsize > _MOST_CHUNK_BYTES
-            chunks = prod(-(-n // c) for n, c in zip(shape, chunk, strict=False))
-            problems["chunks are missing"] = len(chunk) == len(shape) and opened.get_num_chunks() != chunks
-        wrong = [problem for problem, holds in problems.items() if holds]
-        if wrong:
-            raise IntegrityError(f"{self._path}: dataset {name!r}: {'; '.join(wrong)}")
-        return h5py.Dataset(opened)
-
-    @contextmanager
-    def _blamed(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise IntegrityError(f"{self._path}: cannot be read, it is missing or damaged ({error})") from error
-
-
-def _read(dataset: h5py.Dataset, wanted: np.ndarray, cut: tuple[slice, ...]) -> np.ndarray:
-    if not len(wanted) or not dataset.size:
-        widths = (len(range(*c.indices(n))) for c, n in zip(cut, dataset.shape[1:], strict=True))
-        return np.empty((len(wanted), *widths), dataset.dtype)
-    steps = np.diff(wanted)
-    if (steps == 1).all():
-        return dataset[(slice(int(wanted[0]), int(wanted[-1]) + 1), *cut)]
-    # HDF5 loads whole chunks anyway: visit each row of chunks once and pick from it in memory.
-    height = dataset.chunks[0]
-    blocks = wanted // height
-    out: np.ndarray | None = None
-    for block in np.unique(blocks):
-        here = np.flatnonzero(blocks == block)
-        inside = wanted[here]
-        low, high = int(inside.min()), int(inside.max()) + 1
-        rows = dataset[(slice(low, high), *cut)]
-        if out is None:
-            out = np.empty((len(wanted), *rows.shape[1:]), dataset.dtype)
-        out[here] = rows[inside - low]
-    assert out is not None
-    return out
