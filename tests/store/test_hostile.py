@@ -107,6 +107,19 @@ def loop_of_groups(file):
     file["side/int64"] = file["/"]
 
 
+def huge_attribute_count(file):
+    for number in range(5_000):
+        file.attrs[f"a{number}"] = number
+
+
+def attribute_of_a_dataset(file):
+    file["weights"].attrs["note"] = np.zeros(1 << 12)
+
+
+def attribute_of_a_group(file):
+    file["side"].attrs["note"] = 1
+
+
 def newer_version(file):
     file.attrs["zoogen_format_version"] = np.int64(2)
 
@@ -122,6 +135,7 @@ def text_as_version(file):
 SPOILERS = [
     external_link, soft_link, external_side_group, virtual_dataset, external_storage, unknown_filter, other_filter,
     references, texts_of_any_length, arrays_of_any_length, absurd_shape, promised_but_absent_chunks, inflating_bomb,
+    huge_attribute_count, attribute_of_a_dataset, attribute_of_a_group,
     other_dtype, one_dataset_more, loop_of_groups, newer_version, no_version, text_as_version,
 ]  # fmt: skip
 

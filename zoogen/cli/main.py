@@ -29,6 +29,8 @@ _COMMANDS = {
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
+_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+
 
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -79,9 +81,10 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in _DISK:
+        if error.errno not in _DISK | _NAMES:
             raise
-        code = _tell(EnvironmentFault(f"{error.filename or 'a file'}: {os.strerror(error.errno or 0)}"))
+        kind = UserError if error.errno in _NAMES else EnvironmentFault
+        code = _tell(kind(f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"))
     except MemoryError:
         code = _tell(
             EnvironmentFault("out of memory; use fewer workers (--cpus) or smaller cohorts (resources.cohort)")

@@ -50,7 +50,12 @@ def _describe(identity: bytes, input_shape: tuple[int, ...], outputs: int) -> La
     try:
         with _plain_defaults("meta"):
             return describe_module(architecture.build(input_shape, outputs))
-    except Exception:
+    except ZoogenError:
+        raise
+    except Exception as error:
+        if "overflow" in str(error):  # more elements than can be counted: no memory is to be looked for
+            told = f"{architecture.registered_name!r} for inputs of shape {input_shape} and {outputs} outputs"
+            raise UserError(f"architecture {told} is too large: {error}") from error
         # A factory may compute with its tensors, which have no values on the meta device. What is wrong with the
         # architecture itself, the real construction raises again.
         return describe_module(_really_built(architecture, input_shape, outputs))

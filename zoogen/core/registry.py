@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -53,7 +54,7 @@ class Registry:
     def names(self) -> list[str]:
         """Every registered name, sorted; the names of other packages' entry points included."""
         self._fill()
-        return sorted({*self._entries, *(e.name for e in entry_points(group=self._room))})
+        return sorted({*self._entries, *(e.name for e in self._of_others)})
 
     def get(self, name: str) -> type:
         """The class registered under ``name``.
@@ -117,9 +118,14 @@ class Registry:
             extra = f"zoogen.extras.{prefix.replace('-', '_')}"
             if find_spec("zoogen.extras") and find_spec(extra):
                 importlib.import_module(extra)
-        for entry in entry_points(group=self._room):
+        for entry in self._of_others:
             if entry.name == name:
                 entry.load()
+
+    @cached_property
+    def _of_others(self) -> tuple[EntryPoint, ...]:
+        """Entry points of installed packages; looking for them reads every package's metadata."""
+        return tuple(entry_points(group=self._room))
 
 
 def _tuples(value: Any) -> Any:

@@ -49,7 +49,8 @@ def _together(members: Sequence[tuple[Given, dict]]) -> Group:
         column = [flat[key] for _, flat in members]
         values = tuple(dict.fromkeys(column))
         if len(values) > 1:
-            codes = np.array([values.index(value) for value in column], dtype=np.int32)
+            place = {value: code for code, value in enumerate(values)}
+            codes = np.array([place[value] for value in column], dtype=np.int32)
             varying.append(Varying(key, values, codes))
     for one in varying:
         parts = with_value(parts, one.key, one.values[0])

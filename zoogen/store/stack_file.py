@@ -115,6 +115,7 @@ class StackFile:
         if self._checked is None:
             self._size = about.st_size
             self._check_version(file)
+            self._check_attributes(file, "/", 1)
             self._check_links(file, "/", {name.partition("/")[0] for name in self._expected})
             for group in {name.partition("/")[0] for name in self._expected if "/" in name}:
                 inside = {n.partition("/")[2] for n in self._expected if n.startswith(f"{group}/")}
@@ -134,8 +135,15 @@ class StackFile:
         if found != FORMAT_VERSION:
             raise IntegrityError(f"{self._path}: format version {found}, this zoogen reads {FORMAT_VERSION}")
 
+    def _check_attributes(self, place: h5g.GroupID | h5d.DatasetID | h5f.FileID, name: str, expected: int) -> None:
+        """Attributes beyond the version, of which a file may hold any number, are never read, and never written."""
+        if (count := h5a.get_num_attrs(place)) != expected:
+            raise IntegrityError(f"{self._path}: {name!r} has {count} attributes, expected {expected}")
+
     def _check_links(self, file: h5f.FileID, group: str, names: set[str]) -> None:
         place = h5g.open(file, group.encode())
+        if group != "/":
+            self._check_attributes(place, group, 0)
         links, count = place.links, place.get_num_objs()
         wrong = [n for n in names if not links.exists(n.encode()) or links.get_info(n.encode()).type != h5l.TYPE_HARD]
         if wrong or count != len(names):
@@ -146,6 +154,7 @@ class StackFile:
 
     def _check_dataset(self, file: h5f.FileID, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> h5d.DatasetID:
         opened = h5d.open(file, name.encode())
+        self._check_attributes(opened, name, 0)
         plist = opened.get_create_plist()
         filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         size = prod(shape) * dtype.itemsize
