@@ -42,7 +42,7 @@ MAY_IMPORT = {
 HOMES = {
     "ray": {"schedule/ray.py"},
     "h5py": {"store"},
-    "pyarrow": {"store"},
+    "pyarrow": {"store", "importers/records/file_tables.py"},
     "safetensors": {"store"},
     "torchvision": {"tasks", "architectures"},
     "sklearn": {"tasks"},

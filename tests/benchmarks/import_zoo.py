@@ -21,17 +21,16 @@ import os
 import resource
 import shutil
 import stat
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, table, told
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))
 
@@ -149,16 +148,6 @@ def check(zoo: Path, source: Path, states: int) -> int:
     return sum(t.numel() for t in told.values())
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def spread(values: list[float], form: Callable[[float], str] = "{:,.0f}".format) -> str:
-    """Median and range."""
-    return f"{form(statistics.median(values))} ({form(min(values))} to {form(max(values))})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000)
@@ -207,7 +196,7 @@ def report(
         ratios = [b / t for b, t in zip(base, took, strict=True)]
         rates, speeds = [states / t for t in took], [size / t / 1e6 for t in took]
         peak = f"{max(memory[form, way]) / 1e6:,.0f}"
-        rows.append([form, way, spread(rates), spread(speeds), spread(ratios, "{:.1f}".format), peak])
+        rows.append([form, way, told(rates), told(speeds), told(ratios, "{:.1f}".format), peak])
     print(table(["source", "way", "states/s", "MB/s of checkpoints", "over `torch.load`", "peak memory, MB"], rows))
     rows = []
     _, whole, on_disk = sizes(source)

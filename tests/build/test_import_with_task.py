@@ -1,6 +1,7 @@
 """An import that knows its task: records are held against what the networks score, and the zoo can be trained on."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))  # published_zo
 from published_zoos import config, results, write_trial
 
 import zoogen
-from zoogen.build.imported_task import Trained, find_task
+from zoogen.build.imported_task import Trained, _spread, find_task
 from zoogen.build.importing import import_zoo
 from zoogen.build.pipeline import BuildOptions
 from zoogen.build.sparsify import SparsifyOptions, plan_of, sparsify
@@ -157,6 +158,54 @@ def test_a_blueprint_names_the_task_with_its_arguments(trained, tmp_path):
         find_task("digit", None, False)
 
 
+def test_a_blueprint_stands_in_where_records_say_nothing(source, tmp_path, monkeypatch):
+    for name in ("t1", "t2"):
+        settings = {k: v for k, v in KINDS[name].items() if k != "training::batchsize" and "optim::" not in k}
+        settings |= {"optim::optimizer": "Adam", "optim::lr": 0.5} if name == "t2" else {}
+        (source / name / "params.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("ZOOGEN_DATA", str(tmp_path))
+    file = tmp_path / "zoo.yaml"
+    file.write_text(
+        "zoo: some\nversion: 1\narchitecture: {name: cnn-s}\ntask: {name: digits, size: 28, val: 200, test: 400}\n"
+        "training:\n  epochs: 1\n  batch_size: 25\n  label_smoothing: {grid: [0.0, 0.1]}\n"
+        "  optimizer: {name: sgd, lr: 0.1, momentum: 0.5}\nseeds: {range: [0, 2]}\n"
+    )
+    zoo = zoogen.open(
+        import_zoo(source, None, tmp_path / "zoo", lambda text: None, find_task(str(file), None, False)).path
+    )
+    rows = {row["source.key"]: row for row in zoo.models.to_dict("records")}
+    assert [rows[t]["training.batch_size"] for t in KINDS] == [25, 25, 100]
+    assert [rows[t]["training.optimizer.name"] for t in KINDS] == ["sgd", "adam", "sgd"]
+    assert [rows[t]["training.optimizer.lr"] for t in KINDS] == [0.1, 0.5, 0.003]
+    assert rows["t1"]["training.optimizer.momentum"] == 0.5
+    assert np.isnan(rows["t2"]["training.optimizer.momentum"])
+    assert "training.label_smoothing" not in zoo.models  # the blueprint says two values
+    assert set(zoo.models["task.name"]) == {"digits"}
+    assert json.loads(rows["t1"]["source.record"]).get("training::batchsize") is None
+
+
+def test_a_model_that_diverged_does_not_speak_against_the_task(source, trained, tmp_path):
+    state = torch.load(source / "t2/checkpoint_000002/checkpoints", weights_only=True)
+    torch.save({k: t * torch.nan for k, t in state.items()}, source / "t2/checkpoint_000002/checkpoints")
+    done = import_zoo(source, None, tmp_path / "zoo", lambda text: None, trained)
+    assert (done.check.models, done.diverged) == (2, 1)
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 9, 15, 23, 1000])
+def test_the_models_that_are_evaluated_lie_evenly(count):
+    order = list(_spread(range(count)))
+    assert sorted(order) == list(range(count))
+    first = sorted(order[:8])
+    assert (first[0], first[-1]) == (0, count - 1)
+    steps = np.diff(first)
+    assert count < 3 or steps.max() - steps.min() <= 1
+
+
+def test_a_task_that_cannot_be_made_by_its_name_alone_says_what_it_needs():
+    with pytest.raises(UserError, match=r"task 'image-folder' needs .*size.*\nname a blueprint"):
+        find_task("image-folder", None, False)
+
+
 def test_twins_of_imported_models_train_on_as_their_records_say(imported, tmp_path):
     outcome = run(twins_of(imported.path, tmp_path / "twins"))
     assert (outcome.trained, outcome.failed) == (6, {})
@@ -213,6 +262,56 @@ def test_models_whose_record_says_too_little_are_named(source, trained, tmp_path
         plan_of(twins_of(zoo, tmp_path / "twins"))
     plan, _ = plan_of(twins_of(zoo, tmp_path / "twins", "parents.where=seed != 2"))
     assert len(plan) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"optim::lr": "fast"}, "its lr is 'fast', not a number > 0"),
+        ({"optim::lr": True}, "its lr is 'True', not a number > 0"),
+        ({"optim::lr": 0.0}, "its lr is 0, not a number > 0"),
+        ({"optim::lr": float("inf")}, "its lr is 'inf'"),
+        ({"optim::wd": -1}, "its weight decay is -1"),
+        ({"training::batchsize": "full"}, "its batch size is 'full', not a whole number >= 1"),
+        ({"training::batchsize": 0}, "its batch size is 0"),
+        ({"training::batchsize": 32.5}, "its batch size is 32.5"),
+        ({"training::epochs_train": "many"}, "its epochs is 'many'"),
+        ({"optim::optimizer": "LAMB"}, "its optimizer 'lamb' is unknown here"),
+        ({"optim::optimizer": "SGD", "optim::nesterov": "yes"}, "its nesterov is 'yes', not true or false"),
+        ({"optim::optimizer": "SGD", "optim::nesterov": True}, "cannot be made: nesterov needs momentum above 0"),
+        ({"optim::scheduler": {"name": "StepLR"}}, 'its schedule \'{"name": "StepLR"}\' is unknown here'),
+    ],
+    ids=str,
+)
+def test_a_record_that_cannot_be_trained_with_is_told_and_others_are_not_held_up(
+    source, trained, tmp_path, change, reason
+):
+    (source / "t2" / "params.json").write_text(json.dumps(KINDS["t2"] | change))
+    zoo = import_zoo(source, None, tmp_path / "zoo", lambda text: None, Trained(trained.task, None)).path
+    with pytest.raises(UserError, match=re.escape(reason)):
+        plan_of(twins_of(zoo, tmp_path / "twins"))
+    plan, _ = plan_of(twins_of(zoo, tmp_path / "twins", "parents.where=seed != 2"))
+    assert sorted(set(plan.table["training.optimizer.lr"])) == [0.003]
+    assert sorted(set(plan.table["training.batch_size"])) == [50, 100]
+
+
+def test_everything_that_is_recorded_of_the_training_goes_into_the_twins(source, trained, tmp_path):
+    change = {"optim::nesterov": True, "training.label_smoothing": 0.1, "training.clip_norm": 2, "optim::momentum": 0.8}
+    (source / "t3" / "params.json").write_text(json.dumps(KINDS["t3"] | change))
+    zoo = import_zoo(source, None, tmp_path / "zoo", lambda text: None, Trained(trained.task, None)).path
+    plan, _ = plan_of(twins_of(zoo, tmp_path / "twins", "parents.where=seed == 3"))
+    training = plan.job(0).training
+    assert (training.label_smoothing, training.clip_norm) == (0.1, 2.0)
+    assert (training.optimizer.nesterov, training.optimizer.momentum) == (True, 0.8)
+
+
+def test_an_optimizer_has_its_own_arguments_only(source, trained, tmp_path):
+    (source / "t1" / "params.json").write_text(json.dumps(KINDS["t1"] | {"optim::momentum": 0.9}))  # as the Hyp zoos
+    zoo = zoogen.open(import_zoo(source, None, tmp_path / "zoo", lambda text: None, Trained(trained.task, None)).path)
+    rows = {row["source.key"]: row for row in zoo.models.to_dict("records")}
+    assert np.isnan(rows["t1"]["training.optimizer.momentum"])
+    assert rows["t1"]["source.config.optimizer.momentum"] == 0.9
+    assert rows["t3"]["training.optimizer.momentum"] == 0.9
 
 
 def test_a_model_without_a_recorded_seed_has_streams_of_its_own(source, trained, tmp_path):

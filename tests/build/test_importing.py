@@ -22,6 +22,7 @@ import zoogen
 import zoogen.build.imported_units as units
 from zoogen.build.importing import import_zoo
 from zoogen.core.errors import IntegrityError, UserError
+from zoogen.importers.ray_tune import RayTune
 from zoogen.store.verify import verify
 from zoogen.store.zoo import ZooFolder
 
@@ -366,3 +367,40 @@ def test_a_shard_that_was_damaged_and_moved_aside_is_made_anew_by_the_same_comma
     assert {name: d for name, d in digests(done.path).items() if name.startswith("shards")} == {
         name: d for name, d in before.items() if name.startswith("shards")
     }
+
+
+@pytest.mark.parametrize("where", ["models", "state", "measured"])
+def test_what_no_reader_expected_names_the_source_and_leaves_nothing_half_begun(source, tmp_path, monkeypatch, where):
+    def broken(*_):
+        raise TypeError("a list where a number was expected")
+
+    monkeypatch.setattr(RayTune, where, broken)
+    with pytest.raises(IntegrityError, match=r"source: cannot be read as ray-tune \(TypeError: a list where"):
+        take(source, tmp_path / "out")
+    monkeypatch.undo()
+    if where == "models":
+        assert not (tmp_path / "out").exists()
+    assert take(source, tmp_path / "out").models == 6
+
+
+def test_a_refusal_before_the_first_unit_leaves_no_folder(source, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ValueError("no")
+
+    monkeypatch.setattr("zoogen.build.importing._manifest", broken)
+    with pytest.raises(IntegrityError):
+        take(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_of_fewest_models_have_no_columns_but_stay_in_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoogen.build.imported_table._MOST_COLUMNS", 20)
+    for name in ("a", "b"):
+        write_trial(tmp_path / "source" / name, config(**{f"{name}{i}": i for i in range(30)}), epochs=0)
+    said = []
+    import_zoo(tmp_path / "source", "ray-tune", tmp_path / "zoo", said.append)
+    zoo = zoogen.open(tmp_path / "zoo")
+    assert sum(name.startswith(("source.config.", "architecture.", "training.")) for name in zoo.models) == 20
+    assert "training.optimizer.lr" in zoo.models
+    assert all(json.loads(row["source.record"])[f"{key}29"] == 29 for key, row in by_key(zoo).items())
+    assert any("only in source.record" in line for line in said)

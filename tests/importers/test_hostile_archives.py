@@ -3,8 +3,10 @@
 import gzip
 import io
 import os
+import shutil
 import stat
 import struct
+import subprocess
 import tarfile
 import zipfile
 
@@ -77,6 +79,15 @@ def zip_false_size(path):
     return path
 
 
+def zip_two_sizes(path):
+    """A member stored as it is, of which the directory says that it goes on into the next."""
+    zip_of(path, ("trial/a", b"x" * 100), ("trial/b", b"y" * 100))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"trial/a", data.index(b"PK\x01\x02")) - 46 + 24, 200)
+    path.write_bytes(bytes(data))
+    return path
+
+
 def zip_encrypted(path):
     zip_of(path, ("trial/a", b"x"))
     data = bytearray(path.read_bytes())
@@ -114,6 +125,33 @@ def tar_huge_header(path):
     return path
 
 
+def tar_pax(path, **headers):
+    """A file of whose header a PAX header says something else, with one behind it."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as file:
+        for name, pax in (("trial/x", headers), ("trial/y", {})):
+            info = tarfile.TarInfo(name)
+            info.size, info.pax_headers = 2000, pax
+            file.addfile(info, io.BytesIO(b"1\n" * 1000))
+    return path
+
+
+def tar_pax_for_all(path):
+    """A size that every file is said to have."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"size": "7"}) as file:
+        info = tarfile.TarInfo("trial/x")
+        info.size = 2000
+        file.addfile(info, io.BytesIO(b"x" * 2000))
+    return path
+
+
+def tar_nested_headers(path):
+    """A long name of a long name, a thousand times."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2
+    path.write_bytes((info.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 1000)
+    return path
+
+
 HOSTILE = {
     "absolute.zip": (lambda p: zip_of(p, ("/etc/evil", "x")), "'/etc/evil' has an absolute path"),
     "drive.zip": (lambda p: zip_of(p, ("C:/evil", "x")), "'C:/evil' has an absolute path"),
@@ -129,6 +167,7 @@ HOSTILE = {
     "bomb.zip": (zip_bomb, "'trial/bomb' is a decompression bomb"),
     "overlap.zip": (zip_overlapping, "overlaps the member before it"),
     "size.zip": (zip_false_size, "is a decompression bomb"),
+    "sizes.zip": (zip_two_sizes, "'trial/a' is stored as it is, yet has two sizes"),
     "encrypted.zip": (zip_encrypted, "is encrypted"),
     "long.zip": (lambda p: zip_of(p, ("a/" * 4000 + "b", "x")), "has a name of 8,001 characters"),
     "many.zip": (lambda p: zip_of(p, *((f"trial/{i}", "") for i in range(60))), "more than 50 members"),
@@ -149,6 +188,17 @@ HOSTILE = {
     "bomb.tar.bz2": (lambda p: tar_of(p, regular("trial/b", b"\0" * (8 << 20)), mode="w:bz2"), "decompression bomb"),
     "bomb.tar.xz": (lambda p: tar_of(p, regular("trial/b", b"\0" * (8 << 20)), mode="w:xz"), "decompression bomb"),
     "size.tar.gz": (tar_false_size, "is a decompression bomb"),
+    "no-size.tar": (lambda p: tar_pax(p, size="abc"), "'trial/x' has a size that is no number"),
+    "negative.tar": (lambda p: tar_pax(p, size="-2048"), "'trial/x' has a size that is no number"),
+    "size-for-all.tar": (tar_pax_for_all, "'trial/x' has two sizes"),
+    "real-size.tar": (lambda p: tar_pax(p, **{"GNU.sparse.realsize": "99"}), "'trial/x' has two sizes"),
+    "map.tar": (lambda p: tar_pax(p, **{"GNU.sparse.map": "0,x"}), "is not readable as tar"),
+    "sparse.tar": (lambda p: tar_pax(p, **{"GNU.sparse.map": "0,5"}), "'trial/x' is no regular file"),
+    "sparse-1.tar": (
+        lambda p: tar_pax(p, **{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}),
+        "'trial/x' is no regular file",
+    ),
+    "nested.tar": (tar_nested_headers, "is not readable as tar"),
     "header.tar.gz": (tar_huge_header, "a header asks for 1,073,741,824 bytes"),
 }
 
@@ -187,16 +237,86 @@ def test_a_flipped_byte_in_a_zip_is_told_when_the_member_is_read(tmp_path):
     data = bytearray(zip_of(tmp_path / "a.zip", ("trial/x", b"a" * 1000)).read_bytes())
     data[data.index(b"aaaa") + 100] ^= 1
     (tmp_path / "a.zip").write_bytes(bytes(data))
+    files = open_files(tmp_path / "a.zip")
     with pytest.raises(IntegrityError, match=r"trial/x is damaged .*CRC"):
-        open_files(tmp_path / "a.zip").read("trial/x")
+        files.read("trial/x")
+    for start in (0, 100, 900, 100):  # wherever the range lies, and however often one is asked for
+        with pytest.raises(IntegrityError, match=r"trial/x is damaged .*CRC"):
+            files.read_range("trial/x", start, 4)
 
 
-@pytest.mark.parametrize("cut", [700, 1400])
-def test_a_tar_that_ends_too_soon_is_told(tmp_path, cut):
+def test_a_member_of_a_zip_that_is_shorter_than_its_directory_says_is_told(tmp_path):
+    zip_of(tmp_path / "a.zip", ("trial/x", b"a" * 1000), compression=zipfile.ZIP_DEFLATED)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    struct.pack_into("<I", data, data.index(b"trial/x", data.index(b"PK\x01\x02")) - 46 + 24, 2000)
+    (tmp_path / "a.zip").write_bytes(bytes(data))
+    files = open_files(tmp_path / "a.zip")
+    for read in (files.read, lambda name: files.read_range(name, 0, 1000)):
+        with pytest.raises(IntegrityError, match=r"trial/x is damaged \(it has 1,000 bytes, not 2,000\)"):
+            read("trial/x")
+
+
+@pytest.mark.parametrize("compressed", [bytes, gzip.compress])
+@pytest.mark.parametrize("cut", [0, 200, 512, 700, 1400, 2560, 2561, 3072, 3583])
+def test_a_tar_that_ends_too_soon_is_told(tmp_path, cut, compressed):
+    """In a header, behind it, in the data, and wherever the two blocks of the end are not whole."""
     whole = tar_of(tmp_path / "whole.tar", regular("trial/x", b"y" * 2000)).read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[: 1024 + cut])
-    with pytest.raises(IntegrityError, match=r"cut\.tar"):
-        open_files(tmp_path / "cut.tar").read("trial/x")
+    (tmp_path / "cut.tar").write_bytes(compressed(whole[: 1024 + cut]))
+    with pytest.raises(IntegrityError, match=r"cut\.tar: is damaged or cut off after member 'trial/(params.json|x)'"):
+        open_files(tmp_path / "cut.tar")
+    (tmp_path / "cut.tar").write_bytes(compressed(whole[: 1024 + 3584]))
+    assert open_files(tmp_path / "cut.tar").sizes.keys() == {"trial/params.json", "trial/x"}
+
+
+@pytest.mark.parametrize("compressed", [bytes, gzip.compress])
+def test_a_flipped_bit_in_a_header_of_a_tar_does_not_hide_what_is_behind_it(tmp_path, compressed):
+    members = [regular(f"trial/{letter}") for letter in "abc"]
+    data = bytearray(tar_of(tmp_path / "a.tar", *members).read_bytes())
+    data[data.index(b"trial/b")] ^= 1
+    (tmp_path / "a.tar").write_bytes(compressed(bytes(data)))
+    with pytest.raises(IntegrityError, match="damaged or cut off after member 'trial/a'"):
+        open_files(tmp_path / "a.tar")
+
+
+def test_a_tar_behind_a_tar_is_not_left_out_in_silence(tmp_path):
+    data = tar_of(tmp_path / "a.tar").read_bytes() + tar_of(tmp_path / "b.tar", regular("trial/x")).read_bytes()
+    (tmp_path / "a.tar").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"after member 'trial/params.json' \(there is more behind the end mark"):
+        open_files(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("options", [["--format=gnu"], ["--format=pax"], ["--format=ustar"], ["--format=v7"], ["-b1"]])
+def test_what_the_tar_of_the_system_writes_is_read(tmp_path, options):
+    if not shutil.which("tar"):
+        pytest.skip("there is no tar")
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial/x").write_bytes(b"x" * 700)
+    (tmp_path / "trial/empty").write_bytes(b"")
+    subprocess.run(["tar", *options, "-cf", "a.tar", "trial"], cwd=tmp_path, check=True)
+    files = open_files(tmp_path / "a.tar")
+    assert dict(files.sizes) == {"trial/x": 700, "trial/empty": 0}
+    assert files.read("trial/x") == b"x" * 700
+
+
+@pytest.mark.parametrize(("mode", "place"), [("w:gz", -6), ("w:bz2", -4), ("w:xz", -14)])
+def test_a_wrong_checksum_of_a_compressed_tar_is_told(tmp_path, mode, place):
+    """All the data inflate as they were; only the sum behind them is another."""
+    path = tar_of(tmp_path / "a.tar", regular("trial/x", os.urandom(3000)), mode=mode)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(IntegrityError, match="damaged or cut off after member 'trial/x'"):
+        open_files(path)
+    path.write_bytes(bytes(data[:-3]))
+    with pytest.raises(IntegrityError, match="damaged or cut off after member 'trial/x'"):
+        open_files(path)
+
+
+def test_zeros_without_end_behind_a_tar_are_not_read(tmp_path):
+    tar_of(tmp_path / "a.tar")
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes() + bytes(16 << 20)))
+    with pytest.raises(IntegrityError, match="inflates to more than"):
+        open_files(tmp_path / "a.tar.gz", SMALL)
 
 
 def test_links_of_a_folder_may_stay_in_it_but_not_leave_it(tmp_path):

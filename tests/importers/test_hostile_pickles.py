@@ -110,6 +110,15 @@ def twice(data):
     return out.getvalue()
 
 
+def beside():
+    """The numbers not in the folder where torch looks for them."""
+    data = zipped(dataset(b"]" + tensor() + b"a"), {"x": b""})
+    out = io.BytesIO(data)
+    with zipfile.ZipFile(out, "a") as file:
+        file.writestr("0", bytes(16))
+    return out.getvalue()
+
+
 def overlapping():
     """Two entries of the directory that lead to one record."""
     data = zipped(dataset(b"]" + tensor() + b"a"), {"data/0": bytes(16), "data/1": bytes(16)})
@@ -122,6 +131,8 @@ def overlapping():
 LAUGHS = b"](" + b"K\x01" * 10 + b"eq\x00"
 for level in range(30):  # ten times the list before, each time
     LAUGHS = b"](" + LAUGHS + b"h" + bytes([level]) + (b"h" + bytes([level])) * 8 + b"eq" + bytes([level + 1])
+LONG_LIST = b"](" + b"".join(b"M" + struct.pack("<H", i) for i in range(5000)) + b"e"
+LONG_STATE = b"}(" + b"".join(text(f"k{i}") + b"K\x00" for i in range(5000)) + b"u"
 DEEP_KEY = b"}" + b")" + b"\x85" * 9000 + b"K\x01s"
 STATE = b"}" + text("w") + tensor() + b"s"
 
@@ -254,6 +265,22 @@ HOSTILE = {
         lambda: zipped(dataset(b"]" + tensor() + b"a"), {"data/0": bytes(12)}),
         "12 bytes for 4 elements",
     ),
+    "a storage called 00": (lambda: zipped(dataset(b"]" + tensor(storage("00")) + b"a")), "whose key is no number"),
+    "a record called 00 for storage 0": (
+        lambda: zipped(dataset(b"]" + tensor() + b"a"), {"data/00": bytes(16)}),
+        "no record of its storage 0",
+    ),
+    "a record beside the folder of storages": (lambda: beside(), "no record of its storage 0"),
+    "a record whose name ends within": (
+        lambda: zipped(dataset(b"]" + tensor() + b"a"), {"data/0": bytes(16), "data/0#x": bytes(16)}).replace(
+            b"data/0#x", b"data/0\0x"
+        ),
+        "whose name ends within",
+    ),
+    "records that differ in case": (
+        lambda: zipped(dataset(b"]" + tensor() + b"a"), {"data/0": bytes(16), "DATA/0": bytes(16)}),
+        "'archive/DATA/0' twice",
+    ),
     "compressed records": (
         lambda: zipped(dataset(b"]" + tensor() + b"a"), compression=zipfile.ZIP_DEFLATED),
         "compressed record 'archive/data.pkl'",
@@ -275,7 +302,19 @@ HOSTILE = {
     "an integer of two gigabytes": (lambda: zipped(b"\x80\x02\x8b\xff\xff\xff\x7f."), "pickle instruction LONG4"),
     "bytes of all memory": (lambda: zipped(b"\x80\x02\x8e" + b"\xff" * 7 + b"\x7f."), "pickle instruction BINBYTES8"),
     "a frame of all memory": (lambda: zipped(b"\x80\x02\x95" + b"\xff" * 8), "pickle instruction FRAME"),
-    "containers without end": (lambda: zipped(b"\x80\x02" + b"}" * 20_000), "nothing but empty containers"),
+    "containers without end": (lambda: zipped(b"\x80\x02" + b"}" * 20_000), "containers or copies without end"),
+    "copies of a list without end": (
+        lambda: zipped(b"\x80\x02" + LONG_LIST + b"\x85q\x00c__builtin__\nset\nq\x01(" + b"h\x01h\x00R" * 200 + b"t."),
+        "containers or copies without end",
+    ),
+    "copies of a state without end": (
+        lambda: zipped(b"\x80\x02" + LONG_STATE + b"q\x00" + CLASS + b"q\x01(" + b"h\x01)\x81h\x00b" * 200 + b"t."),
+        "containers or copies without end",
+    ),
+    "a path of one long text again and again": (
+        lambda: zipped(b"\x80\x02" + text("a" * 2000) + b"q\x00cpathlib\nPosixPath\n(" + b"h\x00" * 900 + b"tR."),
+        "a path of more than 4,096 characters",
+    ),
     "marks without end": (lambda: zipped(b"\x80\x02" + b"(" * 5000), "nested deeper than 1,000"),
     "tuples in tuples as a key": (lambda: zipped(b"\x80\x02" + DEEP_KEY + b"."), "has a tuple for a key"),
     "a tuple as a key": (lambda: zipped(b"\x80\x02})\x85K\x01s."), "has a tuple for a key"),
@@ -307,6 +346,17 @@ def test_a_hostile_dataset_is_refused_with_its_name_and_runs_nothing(name, tmp_p
     assert str(refused.value).replace("\n", "").isprintable()
     assert [path.name for path in tmp_path.iterdir()] == ["dataset.pt"]
     assert peak < 30e6
+
+
+def test_records_of_almost_one_name_are_not_mistaken_for_each_other(tmp_path):
+    """torch is the judge."""
+    ones, twos = np.full(4, 1, "<f4").tobytes(), np.full(4, 2, "<f4").tobytes()
+    states = zipped(STATE.join([b"\x80\x02", b"."]), {"data/0": ones, "data/00": twos, "version": b"3"})
+    (tmp_path / "dataset.pt").write_bytes(zipped(dataset(b"]" + STATE + b"a"), {"data/0": ones, "data/00": twos}))
+    with open_source(tmp_path / "dataset.pt") as source:
+        (model,) = source.models()
+        found = source.state(model, model.checkpoints[0]).tensors["w"]
+    assert torch.equal(found, torch.load(io.BytesIO(states), weights_only=True)["w"])
 
 
 def test_a_flipped_byte_is_told_when_its_state_is_read(tmp_path):

@@ -132,6 +132,50 @@ def test_properties_of_another_epoch_are_not_taken_for_this_one(trials, tmp_path
     assert measured[first].notes == ("has properties of another epoch for epoch 1; they are left out",)
 
 
+def test_what_a_file_says_of_all_states_alike_stands_once_in_the_record(trials, tmp_path):
+    text = "a" * 9000
+
+    def describe(found):
+        one = found["trainset"]
+        one.properties["data::text"] = [text] * len(one.paths)
+        for i in range(1000):
+            one.properties[f"data::{i}"] = [text[i:]] * len(one.paths) if i < 9 else [i] * len(one.paths)
+
+    models, _, _, _ = read(write_dataset(tmp_path / "dataset.pt", splits(trials), change=describe))
+    name = "NN_tune_trainable_1"
+    record = json.loads(models[name].original)
+    assert record["properties"]["data::text"] == text
+    assert record["properties"]["data::999"] == 999
+    assert {int(e): told["test_acc"] for e, told in record["states"].items()} == {
+        e: told["test_acc"] for e, told in trials[name][2].items()
+    }
+    assert len(models[name].original) < 11 * 9000 + 40_000
+
+
+def test_a_record_without_end_is_cut_and_said(trials, tmp_path):
+    def describe(found):
+        one = found["testset"]
+        one.properties |= {f"data::{i}": [f"{i}" + "a" * 9000] * len(one.paths) for i in range(600)}
+
+    models, _, measured, _ = read(write_dataset(tmp_path / "dataset.pt", splits(trials), change=describe))
+    model = models["NN_tune_trainable_5"]
+    assert len(model.original) < 4.3e6
+    assert [n for n in model.notes if "a record of more than 4,194,304 characters" in n]
+    assert set(measured["NN_tune_trainable_5"].by_epoch) == {0, 1}
+
+
+def test_one_text_again_and_again_is_refused(trials, tmp_path):
+    text = "a" * 10_000
+
+    def describe(found):
+        one = found["trainset"]
+        one.properties |= {f"data::{i}": [text] * len(one.paths) for i in range(300)}
+
+    path = write_dataset(tmp_path / "dataset.pt", splits(trials), change=describe)
+    with pytest.raises(IntegrityError, match=r"^dataset\.pt tells of [\d,]+ characters of properties"):
+        read(path)
+
+
 def test_without_lists_of_paths_and_epochs_labels_tell(trials, tmp_path):
     def strip(found):
         for one in found.values():
@@ -300,3 +344,15 @@ def test_a_source_without_datasets_is_not_recognised(tmp_path):
         read(tmp_path / "states.pt")
     with pytest.raises(IntegrityError, match=r"^states\.pt holds no trainset"):
         read(tmp_path / "states.pt", "modelzoo-pt")
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_properties_whose_names_become_one_are_left_out(trials, tmp_path):
+    def add(found):
+        count = len(found["trainset"].paths)
+        found["trainset"].properties |= {"f/1": list(range(count)), "f.1": [-1 - n for n in range(count)]}
+
+    _, _, measured, _ = read(write_dataset(tmp_path / "dataset.pt", splits(trials), change=add))
+    first = next(iter(measured.values()))
+    assert all("source.result.f.1" not in told for told in first.by_epoch.values())
+    assert first.notes == ("has different numbers that are all called source.result.f.1; none of them is taken",)

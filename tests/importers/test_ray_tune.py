@@ -185,7 +185,7 @@ def test_fine_tuned_models_name_their_parent(zoo, tmp_path):
     assert parents == {
         "pretraining/sl_seed_42": None,
         "finetuning/sl_seed_42/sl_ft_LR_0.1": "pretraining/sl_seed_42",
-        "finetuning/cl_seed_7/cl_ft_LR_0.1": None,
+        "finetuning/cl_seed_7/cl_ft_LR_0.1": "pretraining/cl_seed_7",  # which was not fetched
     }
 
 
@@ -205,3 +205,88 @@ def test_the_kind_is_recognised_and_an_unknown_one_is_told(zoo, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(UserError, match="say what it is"), open_source(tmp_path / "other"):
         pass
+
+
+def one_line(**told):
+    return json.dumps({"training_iteration": 1, "test_loss": 0.5} | told)
+
+
+@pytest.mark.parametrize(
+    ("told", "absent", "present", "noted"),
+    [
+        ({"val_loss": 1.0, "validation_loss": 2.0}, "val_loss", {}, True),
+        ({"val_loss": 1.0, "validation_loss": 1.0}, "source.result.validation_loss", {"val_loss": 1.0}, False),
+        ({"a/b": 1.0, "a.b": 2.0}, "source.result.a.b", {}, True),
+        ({"huge": 10**400}, "source.result.huge", {}, False),
+    ],
+)
+@pytest.mark.parametrize("form", ["result.json", "progress.csv"])
+def test_metrics_that_cannot_be_told_apart_are_left_out(zoo, told, absent, present, noted, form):
+    (zoo / "t/result.json").unlink()
+    line = {"training_iteration": 1, "test_loss": 0.5} | told
+    rows = f"{','.join(line)}\n{','.join(map(str, line.values()))}\n"
+    (zoo / "t" / form).write_text(json.dumps(line) if form == "result.json" else rows)
+    _, (measured,) = read(zoo)
+    assert measured.by_epoch[1].items() >= ({"test_loss": 0.5} | present).items()
+    assert absent not in measured.by_epoch[1]
+    assert len(measured.notes) == noted
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e999", None), ("-1e999", None), ("Infinity", float("inf")), ("0.25", 0.25)]
+)
+def test_a_number_beyond_float64_is_nan_and_not_the_infinity_that_nobody_wrote(zoo, text, value):
+    (zoo / "t/result.json").write_text(one_line(test_acc=7.0).replace("7.0", text))
+    _, (measured,) = read(zoo)
+    found = measured.by_epoch[1]["test_acc"]
+    assert found != found if value is None else found == value
+
+
+@pytest.mark.parametrize(
+    ("limit", "most", "says"),
+    [
+        ("_MOST_LINES", 3, "result.json has more than 3 lines"),
+        ("_MOST_NUMBERS", 5, "result.json has more than 5 numbers"),
+        ("_MOST_BAD", 1, "result.json has more than 1 lines that are no JSON objects"),
+    ],
+)
+def test_results_that_are_larger_than_any_log_are_left_to_the_csv(zoo, monkeypatch, limit, most, says):
+    (zoo / "t/progress.csv").write_text("training_iteration,test_loss\n1,0.5\n")
+    lines = "\n".join(["no", "no", one_line(), one_line()])
+    (zoo / "t/result.json").write_text(lines if limit != "_MOST_NUMBERS" else f"{one_line()}\n" * 3)
+    monkeypatch.setattr(f"zoogen.importers.records.ray_results.{limit}", most)
+    _, (measured,) = read(zoo)
+    assert measured.by_epoch == {1: {"test_loss": 0.5, "source.result.training_iteration": 1.0}}
+    assert measured.notes[0].startswith(says)
+
+
+def test_a_large_file_of_results_is_refused_before_it_is_read(zoo):
+    with (zoo / "t/result.json").open("ab") as file:
+        file.truncate((64 << 20) + 1)
+    _, (measured,) = read(zoo)
+    assert "expected at most 67,108,864" in measured.notes[0]
+
+
+def test_only_numbers_of_so_many_names_are_kept_of_results(zoo):
+    numbers = {f"n{i}": i for i in range(1500)}
+    (zoo / "t/result.json").write_text(one_line(**numbers, config={"a": list(range(1000))}, text="x" * 1000))
+    _, (measured,) = read(zoo)
+    assert len(measured.by_epoch[1]) == 1001  # and the iteration
+    assert "1,000 metrics or more" in measured.notes[0]
+
+
+def test_settings_under_one_key_are_told_apart_or_left_out(zoo):
+    (zoo / "t/params.json").write_text(json.dumps(config() | {"training.optimizer.lr": 0.5, "a/b": 1, "a.b": 2}))
+    (model,), _ = read(zoo)
+    assert model.settings["training.optimizer.lr"] == 0.5
+    assert "source.config.a.b" not in model.settings
+    assert json.loads(model.original)["optim::lr"] == 0.003
+    assert [note.partition("; ")[2] for note in model.notes] == [
+        "that of its own name is taken", "none of them is taken",
+    ]  # fmt: skip
+
+
+def test_settings_nested_deeper_than_any_are_damaged(zoo):
+    (zoo / "t/params.json").write_text('{"a":' * 950 + "0" + "}" * 950)
+    (model,), _ = read(zoo)
+    assert model.notes[0] == "params.json is damaged (it is nested too deep)"

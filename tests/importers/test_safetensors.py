@@ -116,6 +116,19 @@ def test_copies_and_relatives_are_told_and_stand_on_one_side(zoo):
     assert (families["split"].nunique() == 1).all()
 
 
+def test_other_splits_keep_families_whole_too(zoo):
+    table = zoo.models.set_index("source.key")
+    base, tuned = f"google/vit@{COMMIT['a']}", "me/tuned"
+    licences = table["source.config.license"].dropna()
+    assert licences.to_dict() == {base: "apache-2.0", tuned: "mit"}
+    first = table.loc[tuned, "source.family"]
+    found = zoo.resplit("source.config.license", test=[licences[first]])
+    assert table.index[found.mask("test")].tolist() == table.index[table["source.family"] == first].tolist()
+    assert set(table.index[found.mask("test")]) == {base, tuned}
+    with pytest.raises(UserError, match="left for test"):
+        zoo.resplit("source.config.license", test=[licences[base if first == tuned else tuned]])
+
+
 def test_models_of_several_layouts_are_read_layout_by_layout(zoo):
     states = zoo.select()
     with pytest.raises(UserError, match=r"3 different layouts.*\n(.*\n)*.*by_layout"):

@@ -101,6 +101,10 @@ HOSTILE = {
     "a shape of floats": (raw({"a": one(shape=[2.0])}, F32), "'a' of the shape"),
     "a shape of truths": (raw({"a": one("F64", [True])}, F32), "'a' of the shape"),
     "a shape that overflows": (raw({"a": one(shape=[1 << 62, 1 << 62, 4])}, F32), "in 8 bytes"),
+    "steps that overflow beside a zero": (
+        raw({"a": one(shape=[0, 1 << 62, 1 << 62], offsets=(0, 0)), "b": one()}, F32),
+        "'a' of the shape",
+    ),
     "a shape beyond 64 bits": (raw({"a": one(shape=[1 << 64])}, F32), "'a' of the shape"),
     "a hundred dimensions": (raw({"a": one(shape=[1] * 99 + [2])}, F32), "'a' of the shape"),
     "another size": (raw({"a": one(shape=[3])}, F32), "F32 .3. in 8 bytes"),

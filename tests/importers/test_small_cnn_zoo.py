@@ -311,3 +311,19 @@ def test_several_zoos_in_one_folder_are_told_apart(published, tmp_path):
         shutil.copytree(published[0], tmp_path / "both" / name)
     with pytest.raises(UserError, match="found them in cifar10, mnist; import each by itself"):
         read(tmp_path / "both")
+
+
+def test_columns_whose_names_become_one_are_told_apart_or_left_out(published, tmp_path):
+    folder = shutil.copytree(published[0], tmp_path / "mnist")
+    rows = pd.read_csv(folder / "metrics.csv.gz", index_col=0)
+    rows["f/1"], rows["f.1"], rows["g/1"], rows["g.1"] = 1.5, 2.5, 3.5, 3.5
+    rows["config.h/1"], rows["config.h.1"] = 4, 5
+    rows.to_csv(folder / "metrics.csv.gz")
+    with open_source(folder) as source:
+        for model in source.models():
+            assert "source.config.h.1" not in model.settings
+            assert model.notes == ("has different values for source.config.h.1; none of them is taken",)
+            measured = source.measured(model)
+            assert all("source.result.f.1" not in m for m in measured.by_epoch.values())
+            assert all(m["source.result.g.1"] == 3.5 for m in measured.by_epoch.values())
+            assert len(measured.notes) == 1

@@ -1,8 +1,12 @@
 """Folders of state dicts with a table."""
 
+import datetime
 import json
+from decimal import Decimal
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -146,3 +150,134 @@ def test_one_table_is_needed(table):
     WRITERS["json"](rows, folder)
     with pytest.raises(UserError, match=r"models.csv, models.json"), open_source(folder, "torch") as source:
         list(source.models())
+
+
+DAYS = [datetime.date(2026, 1, day) for day in (1, 2, 3, 4)]
+HONEST = {  # a column and what the record of the second row has of it
+    "dates": (DAYS, "2026-01-02"),
+    "times": (pd.to_datetime(DAYS), "2026-01-02T00:00:00"),
+    "bytes": ([b"a", b"b", b"a", b"b"], "b"),
+    "lists": ([[1, 2], [3], [1, 2], [3]], [3]),
+    "decimals": ([Decimal("0.5"), Decimal("0.25")] * 2, 0.25),
+    "gaps": ([1.5, None, 1.5, 1.5], None),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_every_plain_column_of_parquet_is_read(table, name):
+    folder, rows = table
+    rows["extra"], expected = HONEST[name]
+    rows.sample(frac=1, random_state=0).sort_index().to_parquet(folder / "models.parquet")
+    with open_source(folder) as source:
+        first, _ = source.models()
+        assert json.loads(first.original)[1]["extra"] == expected
+        assert "__index_level_0__" not in json.loads(first.original)[1]
+        source.measured(first)
+
+
+def test_what_pandas_notes_in_parquet_is_not_needed(table):
+    folder, rows = table
+    written = pa.Table.from_pandas(rows).replace_schema_metadata({b"pandas": b'{"columns": 3}'})
+    pq.write_table(written, folder / "models.parquet")
+    with open_source(folder) as source:
+        assert [m.key for m in source.models()] == ["m0", "m1"]
+
+
+def nested(folder):
+    pq.write_table(pa.table({"file": ["a.pt"], "extra": [{"a": 1}]}), folder / "models.parquet")
+
+
+def nulls(folder):
+    pq.write_table(pa.table({"file": pa.nulls(20_000, pa.string())}), folder / "models.parquet")
+
+
+def many_columns(folder):
+    pq.write_table(pa.table({f"c{i}": [1] for i in range(1_001)}), folder / "models.parquet")
+
+
+def one_for_many(folder):
+    """A text that stands once in the file, and 600 times in the table."""
+    values = pa.array(["x" * 4096] * 600).dictionary_encode()
+    pq.write_table(pa.table({"file": values.cast(pa.string())}), folder / "models.parquet", compression="zstd")
+
+
+def wide_lists(folder):
+    pq.write_table(pa.table({"file": ["a.pt"], "l": [[None] * 5_000_000]}), folder / "models.parquet")
+
+
+HOSTILE = {
+    "nested": (nested, "which no setting is"),
+    "nulls": (nulls, "more than the 1,000 rows"),
+    "columns": (many_columns, "more than the 1,000 columns"),
+    "one for many": (one_for_many, "more than the 1,048,576 bytes"),
+    "lists": (wide_lists, "more than the 5,000,000 values"),
+    "no parquet": (lambda f: (f / "models.parquet").write_bytes(b"PAR1xxxxPAR1"), "not readable"),
+    "rows of CSV": (lambda f: (f / "models.csv").write_text("file\n" + "a.pt\n" * 1_001), "more than the 1,000 rows"),
+    "columns of CSV": (lambda f: (f / "models.csv").write_text("a," * 1_001 + "b\n"), "more than the 1,000 columns"),
+    "a column twice": (lambda f: (f / "models.csv").write_text("file,lr,lr\na.pt,1,2\n"), "the column 'lr' twice"),
+    "rows of JSON": (
+        lambda f: (f / "models.json").write_text(json.dumps([{"file": "a.pt"}] * 1_001)), "more than the 1,000 rows"
+    ),
+    "values of JSON": (
+        lambda f: (f / "models.json").write_text("[" + "[]," * 2_500_000 + "[]]"), "more than the 5,000,000 values"
+    ),
+    "deep JSON": (lambda f: (f / "models.json").write_text("[" * 900 + "]" * 900), "nested too deep"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_table_that_is_larger_than_any_is_refused_with_its_reason(table, name, monkeypatch):
+    folder, _ = table
+    monkeypatch.setattr("zoogen.importers.records.file_tables._MOST_UNPACKED", 1 << 20)
+    write, says = HOSTILE[name]
+    write(folder)
+    with pytest.raises(IntegrityError, match=says), open_source(folder, "torch") as source:
+        list(source.models())
+
+
+@pytest.mark.parametrize("model", ["\ud800", "a\nb", "x" * 5000])
+def test_a_model_needs_a_name_that_can_be_written(table, model):
+    folder, _ = table
+    (folder / "models.json").write_text(json.dumps([{"file": "states/m0_0.pt", "model": model}]))
+    with pytest.raises(UserError, match=r"row 1 of models\.json is of model"), open_source(folder, "torch") as source:
+        list(source.models())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('"input_shape": [Infinity]', "cannot be built: cannot convert float infinity"),
+        ('"outputs": Infinity', "cannot be built: cannot convert float infinity"),
+        ('"outputs": 1e999', "no outputs"),
+        ('"outputs": 1%s' % ("0" * 400), "cannot be built"),
+    ],
+)
+def test_sizes_that_are_no_numbers_build_no_network(table, text, says):
+    folder, rows = table
+    told = rows.iloc[:1].to_dict("records")
+    (folder / "models.json").write_text(json.dumps(told).replace("}", f", {text}}}"))
+    with open_source(folder) as source:
+        first = next(iter(source.models()))
+    assert first.network is None
+    assert says in first.notes[0]
+
+
+def test_metrics_without_a_number_of_their_own_are_left_out(table):
+    folder, rows = table
+    told = rows.to_dict("records")
+    for place, row in enumerate(told):
+        row |= {"test_acc": 10**400, "a/b": place, "a.b": -place - 1, "c/d": place, "c.d": place}
+    (folder / "models.json").write_text(json.dumps(told))
+    with open_source(folder) as source:
+        first, _ = source.models()
+        measured = source.measured(first)
+    assert measured.by_epoch[5] == {"source.result.f1": 0.2 + 5 / 7, "source.result.c.d": 1.0}
+    assert measured.notes == ("has different numbers that are all called source.result.a.b; none of them is taken",)
+
+
+def test_numbers_are_those_that_everybody_reads_as_such(table):
+    folder, rows = table
+    rows["note"] = "1_000"
+    WRITERS["csv"](rows, folder)
+    with open_source(folder) as source:
+        assert next(iter(source.models())).settings["source.config.note"] == "1_000"

@@ -1,4 +1,4 @@
-"""Copies and relatives in a source, found before the first unit and kept for a resume; they decide the model split."""
+"""Copies, relatives and lineage in a source, found before the first unit; they decide the model split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from zoogen.core.canonical import digest
 from zoogen.importers.relatives import Comparing, Kin
 from zoogen.importers.source import Source, SourceModel
 from zoogen.store.durable import write_file
@@ -54,9 +55,23 @@ def kin_columns(models: Sequence[SourceModel], kin: Mapping[str, Kin]) -> dict[s
     }
 
 
-def root_of(model: SourceModel, kin: Mapping[str, Kin]) -> str:
-    """Key of the model on whose side of the split this one is."""
-    return kin[model.key].family if model.key in kin else model.parent or model.key
+def roots_of(models: Sequence[SourceModel], ids: Mapping[str, str], kin: Mapping[str, Kin]) -> dict[str, str]:
+    """What decides the side of every model, by key: the id of the first of its family, or of the one it goes back to.
+
+    Of one that is not among the models the key is digested, so that all that go back to it have the same root still.
+    """
+    above = {m.key: kin[m.key].family if m.key in kin else m.parent for m in models}
+    oldest = {key: _oldest(key, above) for key in above}
+    return {key: ids.get(root) or digest(root.encode()) for key, root in oldest.items()}
+
+
+def _oldest(key: str, above: Mapping[str, str | None]) -> str:
+    line = [key]
+    while (up := above.get(line[-1])) is not None:
+        if up in line:  # its own family's first, or models that name each other
+            return min(line[line.index(up) :])
+        line.append(up)
+    return line[-1]
 
 
 def _read(place: Path, listing: str) -> dict[str, Kin] | None:

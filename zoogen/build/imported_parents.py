@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 import pandas as pd
 
+from zoogen.blueprint.fields import FieldSpec, fields_of
 from zoogen.blueprint.records import Blueprint, ModelSplit, SeedPolicy
 from zoogen.core.errors import UserError
 from zoogen.core.modules import describe
 from zoogen.core.recipe import Training
-from zoogen.core.registry import OPTIMIZERS, SCHEDULES
+from zoogen.core.registry import OPTIMIZERS, SCHEDULES, Registry
 from zoogen.dataset import Zoo
 from zoogen.dataset.modules import restore_architecture
 from zoogen.dataset.task import restore_task
-from zoogen.importers.records.settings import UNKNOWN_SEED
 from zoogen.plan import Plan
 from zoogen.plan.given import Given, groups_of
 
@@ -58,34 +58,56 @@ def _given(zoo: Zoo, row: Mapping[str, Any], tasks: Mapping[str, Any]) -> Given:
     architecture = restore_architecture(described, row)
     parts = (architecture, tasks[row["task_id"]], _training(row))
     # Every model needs streams of its own; where no seed is recorded, its id gives one.
-    seed = int(row["seed"]) if row["seed"] != UNKNOWN_SEED else int(row["model_id"][:8], 16)
+    seed = int(row["seed"]) if row["seed"] >= 0 else int(row["model_id"][:8], 16)
     return Given(row["model_id"], parts, seed, str(row["split"]))
 
 
 def _training(row: Mapping[str, Any]) -> Training:
-    name, batch_size = _said(row, f"{_OPTIMIZER}name"), _said(row, "training.batch_size")
-    if name is None or batch_size is None:
-        raise _Unsaid(f"its record names no {'optimizer' if name is None else 'batch size'}")
-    optimizer = _entry(OPTIMIZERS, str(name), row, _OPTIMIZER)
-    schedule = _entry(SCHEDULES, str(_said(row, "training.schedule.name") or "constant"), row, "training.schedule.")
-    epochs = int(_said(row, "training.epochs") or 1)
-    return Training(max(1, epochs), int(batch_size), optimizer, schedule)
+    said = _recorded(Training, row, "training.")
+    if "batch_size" not in said:
+        raise _Unsaid("its record names no batch size")
+    optimizer = _entry(OPTIMIZERS, row, "training.optimizer.", None)
+    schedule = _entry(SCHEDULES, row, "training.schedule.", "constant")
+    # Twins train for their own epochs; a schedule is sized by those.
+    return Training(**{"epochs": 1, **said, "optimizer": optimizer, "schedule": schedule})
 
 
-def _entry(registry: Any, name: str, row: Mapping[str, Any], prefix: str) -> Any:
+def _entry(registry: Registry, row: Mapping[str, Any], prefix: str, default: str | None) -> Any:
     """A registered optimizer or schedule with the arguments that are recorded, of those it has."""
+    name = _said(row, f"{prefix}name") or default
+    if name is None:
+        raise _Unsaid(f"its record names no {registry.kind}")
     if name not in registry.names():
-        raise _Unsaid(f"its {registry.kind} {name!r} is unknown here")
+        raise _Unsaid(f"its {registry.kind} {str(name)!r:.60} is unknown here")
     cls = registry.get(name)
-    kinds = get_type_hints(cls)
-    arguments = {}
-    for field in dataclasses.fields(cls):
-        value = _said(row, prefix + field.name)
+    said = _recorded(cls, row, prefix)
+    if absent := [spec.name for spec in fields_of(cls).values() if spec.required and spec.name not in said]:
+        raise _Unsaid(f"its record names no {absent[0]}")
+    try:
+        return registry.make(name, said)
+    except (UserError, TypeError, ValueError) as error:
+        raise _Unsaid(f"its {registry.kind} cannot be made: {str(error).partition(chr(10))[0]}") from None
+
+
+def _recorded(cls: type, row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The fields of ``cls`` that the record has, of the types and within the limits of a blueprint's."""
+    found = {}
+    for spec in fields_of(cls).values():
+        value = _said(row, prefix + spec.name)
         if value is not None:
-            arguments[field.name] = float(value) if kinds[field.name] is float else value
-        elif field.default is dataclasses.MISSING:
-            raise _Unsaid(f"its record names no {field.name}")
-    return registry.make(name, arguments)
+            found[spec.name] = _checked(spec, value)
+    return found
+
+
+def _checked(spec: FieldSpec, value: Any) -> Any:
+    # Lists are JSON text in tables, and so are numbers in a column where some other model has a word.
+    for text in (json.dumps(value), value):
+        try:
+            if isinstance(text, str):
+                return spec.adapter.validate_json(text, strict=True)
+        except ValueError:
+            continue
+    raise _Unsaid(f"its {spec.name.replace('_', ' ')} is {value!r:.60}, not {spec.words}")
 
 
 def _said(row: Mapping[str, Any], name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoogen.blueprint.records import ModelSplit
-from zoogen.build.imported_kin import kin_columns, root_of
+from zoogen.build.imported_kin import kin_columns
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.records.settings import UNKNOWN_SEED
@@ -24,11 +25,13 @@ VERSION = 1
 """Raised when the same source would give other models, settings or weights."""
 
 _SETTINGS = ("architecture.", "training.", "task.", "source.config.")
+_MOST_COLUMNS = 10_000
 
 
 def import_plan(
     models: Sequence[SourceModel],
     ids: Mapping[str, str],
+    roots: Mapping[str, str],
     cohort_of: Mapping[str, str],
     task_id: str | None,
     kin: Mapping[str, Kin],
@@ -38,21 +41,22 @@ def import_plan(
     Args:
         models: In the order of the source.
         ids: Model id of every key.
+        roots: What decides the side of every key, as ``roots_of`` finds it.
         cohort_of: model_id -> cohort, of those that are stored.
         task_id: Of the task that they were trained on; None: not known.
         kin: Relatives, by key, where the source compares its models; else empty.
 
     Returns:
-        ``model_id``, ``split`` (the source's own, or by the hash of the id: of relatives the first one's, of made-from
-        models their parent's), ``cohort_id``, ``architecture_id``, ``task_id``, ``seed`` (-1: not recorded),
-        ``source.key``, ``source.parent``, ``source.record`` (JSON), where models were compared ``source.digest``,
-        ``source.shared`` and ``source.family``, then every setting.
+        ``model_id``, ``split`` (the source's own, or by the hash of the root), ``cohort_id``, ``architecture_id``,
+        ``task_id``, ``seed`` (-1: not recorded), ``source.key``, ``source.parent``, ``source.record`` (JSON), where
+        some have a parent or were compared ``source.root``, where they were compared ``source.digest``,
+        ``source.shared`` and ``source.family``, then every setting that ``setting_columns`` names.
     """
     import pandas as pd
 
     own = [ids[m.key] for m in models]
-    roots = np.array([ids.get(root_of(m, kin), ids[m.key]) for m in models], dtype="S32")
-    hashed = model_split(roots, ModelSplit())
+    of = [roots[m.key] for m in models]
+    hashed = model_split(np.array(of, dtype="S32"), ModelSplit())
     sides = [m.split or side for m, side in zip(models, hashed, strict=True)]
     columns: dict[str, Any] = {
         "model_id": pd.array(own, dtype="str"),
@@ -64,11 +68,21 @@ def import_plan(
         "source.key": pd.array([m.key for m in models], dtype="str"),
         "source.parent": pd.array([m.parent for m in models], dtype="str"),
         "source.record": pd.array([m.original for m in models], dtype="str"),
+        **({"source.root": pd.array(of, dtype="str")} if kin or any(m.parent for m in models) else {}),
         **kin_columns(models, kin),
     }
-    names = sorted({name for m in models for name in m.settings if name.startswith(_SETTINGS)})
+    names, _ = setting_columns(models)
     columns |= {name: _column([m.settings.get(name) for m in models]) for name in names}
     return pd.DataFrame(columns)
+
+
+def setting_columns(models: Sequence[SourceModel]) -> tuple[list[str], int]:
+    """Settings that have a column, sorted; and how many have none since ten thousand others are of more models. Those
+    stand in the records only.
+    """
+    counts = Counter(name for m in models for name in m.settings if name.startswith(_SETTINGS))
+    ranked = sorted(counts, key=lambda name: (-counts[name], name))
+    return sorted(ranked[:_MOST_COLUMNS]), max(0, len(ranked) - _MOST_COLUMNS)
 
 
 def described(model: SourceModel) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zoogen.blueprint import load
+from zoogen.blueprint.fields import fields_of
 from zoogen.build.manifest import describe_stored_task, task_id
 from zoogen.core.errors import EnvironmentFault, UserError
+from zoogen.core.recipe import Training
 from zoogen.core.registry import TASKS
+from zoogen.importers.records.settings import plain
 from zoogen.importers.source import Network, Source, SourceModel, State, Unusable
 from zoogen.tasks.places import cache_root, data_root
 from zoogen.twins.trainer import ACCURACY_WITHIN
@@ -27,15 +32,17 @@ _BLUEPRINTS = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Trained:
-    """A task that models were trained on.
+    """What models were trained on.
 
     Attributes:
         task: The registered entry.
         data: Loaded, or None where the files are not at hand.
+        settings: ``training.*`` that a blueprint says of all its models; they stand in where a record says nothing.
     """
 
     task: Any
     data: TaskData | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def task_id(self) -> str:
@@ -64,13 +71,22 @@ def find_task(named: str, data: Path | None, download: bool) -> Trained:
         EnvironmentFault: data are to be downloaded and cannot be.
         IntegrityError: data files are damaged.
     """
-    task = _of_blueprint(Path(named)) if named.endswith(_BLUEPRINTS) else TASKS.make(named, {})
+    task, settings = _of_blueprint(Path(named)) if named.endswith(_BLUEPRINTS) else (_by_name(named), {})
     try:
-        return Trained(task, task.load(data_root(data), cache_root(), download=download))
+        return Trained(task, task.load(data_root(data), cache_root(), download=download), settings)
     except EnvironmentFault:
         if download:
             raise
-        return Trained(task, None)
+        return Trained(task, None, settings)
+
+
+def with_settings(model: SourceModel, trained: Trained) -> SourceModel:
+    """The model with what its record leaves open; arguments of optimizer and schedule only where it names none."""
+    named = tuple(
+        f"training.{part}." for part in ("optimizer", "schedule") if f"training.{part}.name" in model.settings
+    )
+    open_ones = {k: v for k, v in trained.settings.items() if k not in model.settings and not k.startswith(named)}
+    return replace(model, settings={**model.settings, **open_ones, "task.name": trained.task.registered_name})
 
 
 def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceModel]) -> Check | None:
@@ -105,16 +121,39 @@ def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceMo
     return Check(len(found), difference)
 
 
-def _of_blueprint(path: Path) -> Any:
-    strata = load(path).strata
-    varies = any(factor.key.startswith("task.") for stratum in strata for factor in stratum.factors)
-    tasks = {stratum.task for stratum in strata}
-    if varies or len(tasks) != 1:
+def _by_name(name: str) -> Any:
+    if needed := [spec.name for spec in fields_of(TASKS.get(name)).values() if spec.required]:
+        raise UserError(f"task {name!r} needs {', '.join(needed)}\nname a blueprint that has it: --task BLUEPRINT.yaml")
+    return TASKS.make(name, {})
+
+
+def _of_blueprint(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Its task, and the settings of training that are the same for all its models."""
+    blueprint = load(path)
+    varies = {factor.key for stratum in blueprint.strata for factor in stratum.factors}
+    tasks = {stratum.task for stratum in blueprint.strata}
+    if len(tasks) != 1 or any(key.startswith("task.") for key in varies):
         raise UserError(
             f"{path} has several tasks, and the models of an import were trained on one\n"
             "copy the blueprint, and leave one of them in it"
         )
-    return tasks.pop()
+    each = [_training_settings(stratum.training) for stratum in blueprint.strata]
+    same = {k: v for k, v in each[0].items() if all(one.get(k) == v for one in each) and v is not None}
+    if "training.optimizer.name" in varies or "training.optimizer.name" not in same:
+        same = {k: v for k, v in same.items() if not k.startswith("training.optimizer.")}
+    return tasks.pop(), {k: v for k, v in same.items() if k not in varies}
+
+
+def _training_settings(training: Training) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for one in fields_of(Training).values():
+        value = getattr(training, one.name)
+        if not hasattr(value, "registered_name"):
+            found[f"training.{one.name}"] = value
+            continue
+        found[f"training.{one.name}.name"] = value.registered_name
+        found |= {f"training.{one.name}.{f.name}": plain(getattr(value, f.name)) for f in fields(value)}
+    return found
 
 
 def _check_fits(task: Any, model: SourceModel, network: Network) -> None:
@@ -135,15 +174,17 @@ def _recorded(source: Source, models: Sequence[SourceModel]) -> Iterator[tuple[S
         if told is None or not 0 <= told <= 1:
             continue
         try:
-            yield model, model.network, source.state(model, last), told  # type: ignore[misc]
+            state = source.state(model, last)
         except Unusable:
             continue
+        if all(bool(tensor.isfinite().all()) for tensor in state.tensors.values()):  # else it diverged
+            yield model, model.network, state, told  # type: ignore[misc]
 
 
 def _spread(models: Sequence[SourceModel]) -> Iterable[SourceModel]:
-    """All of them: first eight that lie evenly, then the eight after these, and so on."""
-    step = max(1, len(models) // _CHECKED)
-    return (models[i] for first in range(step) for i in range(first, len(models), step))
+    """All of them: first eight from the first to the last, evenly, then the others."""
+    first = dict.fromkeys(round(i) for i in np.linspace(0, len(models) - 1, min(_CHECKED, len(models))).tolist())
+    return (models[i] for i in (*first, *(i for i in range(len(models)) if i not in first)))
 
 
 def _accuracy(network: Network, state: State, data: TaskData) -> float:

@@ -7,6 +7,7 @@ what was left out) are on disk before the next one is begun, which is all that a
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,12 +16,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoogen.build.imported_kin import find_kin
-from zoogen.build.imported_table import VERSION, described, described_id, import_factors, import_id, import_plan
-from zoogen.build.imported_task import Check, Trained, check_accuracies
+from zoogen.build.imported_kin import find_kin, roots_of
+from zoogen.build.imported_table import (
+    VERSION,
+    described,
+    described_id,
+    import_factors,
+    import_id,
+    import_plan,
+    setting_columns,
+)
+from zoogen.build.imported_task import Check, Trained, check_accuracies, with_settings
 from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_unit, units_of
 from zoogen.core.canonical import canonical_json, digest
-from zoogen.core.errors import UserError
+from zoogen.core.errors import IntegrityError, UserError, ZoogenError
 from zoogen.dataset import open_zoo
 from zoogen.importers.opening import open_source
 from zoogen.importers.relatives import Kin
@@ -33,6 +42,8 @@ from zoogen.store.fence import work_folder
 from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import software
 from zoogen.store.zoo import ZooFolder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,7 @@ class _Import:
     trained: Trained | None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     kin: Mapping[str, Kin] = field(default_factory=dict)
+    roots: Mapping[str, str] = field(default_factory=dict)
 
 
 def import_zoo(
@@ -103,7 +115,7 @@ def import_zoo(
         EnvironmentFault: the disk is full; what is stored is valid.
     """
     input_shape = None if trained is None else tuple(trained.task.input_shape)
-    with open_source(path, kind, input_shape) as source:
+    with open_source(path, kind, input_shape) as source, _blamed(path, source.registered_name):
         models: list[SourceModel] = []
         skipped: list[Skipped] = []
         for found in source.models():
@@ -134,6 +146,9 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
         folder.create(manifest)
     manifest = stored or manifest
     run.kin = find_kin(run.source, run.models, folder.path, manifest["imported"]["digest"], run.tell)
+    run.roots = roots_of(run.models, run.ids, run.kin)
+    if rare := setting_columns(run.models)[1]:
+        run.tell(f"{_counted(rare, 'setting')} of fewest models: no columns of their own, only in source.record")
     run.outcomes = {u.unit_id: o for u in units if (o := _stored_outcome(folder, u)) is not None}
     others = {r.cohort_id: r for r in folder.read_cohorts()}
     _write_plan(run, units, others)
@@ -193,7 +208,10 @@ def _write_plan(run: _Import, units: Sequence[Unit], others: dict[str, CohortRec
             cohort_of.setdefault(model_id, record.cohort_id)
     waiting = {run.ids[m.key] for u in units if u.unit_id not in run.outcomes for m in u.models}
     planned = [m for m in run.models if run.ids[m.key] in cohort_of.keys() | waiting]
-    table = import_plan(planned, run.ids, cohort_of, None if run.trained is None else run.trained.task_id, run.kin)
+    task_id = None
+    if (trained := run.trained) is not None:
+        planned, task_id = [with_settings(m, trained) for m in planned], trained.task_id
+    table = import_plan(planned, run.ids, run.roots, cohort_of, task_id, run.kin)
     run.folder.write_plan(table)
     return table
 
@@ -249,7 +267,27 @@ def _locked(out: Path) -> Iterator[ZooFolder]:
     if out.is_dir() and not folder.exists() and any(p.name != ".work" for p in out.iterdir()):
         folder.create({})  # says what is in the way
     with disk_faults(str(out), out.parent, 1 << 16), folder.lock():
-        yield folder
+        try:
+            yield folder
+        except Exception:
+            if out.is_dir() and not folder.exists():  # nothing was begun that could be gone on with
+                shutil.rmtree(out)
+            raise
+
+
+@contextmanager
+def _blamed(path: Path, kind: str) -> Iterator[None]:
+    """What no reader of foreign files expected ends as an error of that file, not as a traceback."""
+    try:
+        yield
+    except (ZoogenError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        log.debug("while %s was read", path, exc_info=True)
+        raise IntegrityError(
+            f"{path}: cannot be read as {kind} ({type(error).__name__}: {str(error)[:300]})\n"
+            "if the source is whole, this is a mistake of zoogen: please report it with this message"
+        ) from error
 
 
 def _place(folder: ZooFolder, unit: Unit) -> Path:

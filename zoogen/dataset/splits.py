@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from zoogen.dataset.zoo import Zoo
 
 _PARENT = "parent_id"
+_ROOT = "source.root"  # of imported models: the same for all that are related, perhaps of none that is in the zoo
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,9 +92,10 @@ def resplit(zoo: Zoo, by: str, test: Any, val: Any) -> Resplit:
     sides = np.full(len(models), "train", object)
     sides[on_val], sides[on_test] = "val", "test"
     sides = sides[roots]
-    if not on_test.any() or not (sides == "train").any():
-        missing = "test" if not on_test.any() else "train"
-        raise UserError(f"no model is left for {missing}: {column} has the values {_shown(values_of(models[column]))}")
+    for side in ("test", "train", *(["val"] if on_val.any() else [])):
+        if not (sides == side).any():
+            deciding = values_of(models[column].take(np.unique(roots)))
+            raise UserError(f"no model is left for {side}: {column} has the values {_shown(deciding)}{_kept(roots)}")
     return Resplit(zoo, column, sides)
 
 
@@ -116,8 +118,14 @@ def values_of(column: pd.Series) -> list[Any]:
     return sorted(column.dropna().unique().tolist())
 
 
+def _kept(roots: np.ndarray) -> str:
+    own = len(np.unique(roots))
+    return f" among the {own:,} models that decide for their relatives" if own < len(roots) else ""
+
+
 def _roots(zoo: Zoo) -> np.ndarray:
-    """int64 [models]: the row of the model that each goes back to within the zoo, itself where it started anew.
+    """int64 [models]: the row of the model that each goes back to within the zoo, itself where it started anew; of
+    imported families whose root is not in the zoo, their first model.
 
     Raises:
         IntegrityError: a parent is not in the zoo, or models are their own forebears.
@@ -125,6 +133,10 @@ def _roots(zoo: Zoo) -> np.ndarray:
     import pandas as pd
 
     models = zoo.tables.models
+    if _ROOT in models:
+        names, first, family = np.unique(models[_ROOT].to_numpy("U32"), return_index=True, return_inverse=True)
+        root = zoo.tables.ids.get_indexer(pd.Index(names))
+        return np.where(root < 0, first, root)[family]
     parents = np.arange(len(models))
     if _PARENT not in models:
         return parents

@@ -320,7 +320,8 @@ class Zoo:
     def resplit(self, by: str, test: Any, val: Any = ()) -> Resplit:
         """Another model split than the stored one: models with some values of a setting apart from all others.
 
-        Twins, and models that descend from others, are on the side of the model they go back to.
+        Twins, and models that descend from others, are on the side of the model they go back to; imported relatives
+        whose root is not in the zoo are on that of the first of them.
 
         ::
 

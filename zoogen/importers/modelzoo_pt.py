@@ -31,6 +31,7 @@ from zoogen.importers.networks.vector_names import (
     slices_of_layers,
 )
 from zoogen.importers.records.modelzoo_part import Part, check_parts, measured_names, parts_of
+from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.published_settings import published_settings
 from zoogen.importers.records.settings import CONFIG, RESULT, column, plain
 from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
@@ -47,6 +48,7 @@ _MOST_INDEX = 1 << 20
 _MOST_FILES = 64
 _START = 4096
 _MOST_NUMBER = 1e300
+_MOST_RECORD = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ class ModelzooPt:
 
     def measured(self, model: SourceModel) -> Measured:
         own = self._models[model.key]
-        by_epoch, notes = {}, []
+        by_epoch: dict[int, dict[str, float]] = {}
+        notes: list[str] = []
         for epoch, place in own.places.items():
             if own.part.is_of_its_epoch(place):
-                by_epoch[epoch] = _metrics(own.part.known(place), own.file.measured)
+                by_epoch[epoch] = _metrics(own.part.known(place), own.file.measured, notes)
             else:
                 notes.append(f"has properties of another epoch for epoch {epoch}; they are left out")
         return Measured(by_epoch, tuple(notes))
@@ -142,14 +145,14 @@ class ModelzooPt:
         if network is None:
             notes.append("is imported without code: its properties and tensors are not all that a network here needs")
         self._models[key] = _Model(file, part, places, slices, record)
-        settings = published_settings(record if network else constant, network)
+        settings = published_settings(record if network else constant, network, notes)
         if part.split is not None:
             settings[f"{CONFIG}split"] = part.split
         stored = [Stored(e, f"{file.name}: {part.name}[{p}]", part.size(p)) for e, p in places.items()]
         return SourceModel(
             key=key,
             settings=dict(sorted(settings.items())),
-            original=_original(path, part, places),
+            original=_original(path, part, places, notes),
             layout=_layout(network, named),
             checkpoints=tuple(stored),
             network=network,
@@ -236,12 +239,13 @@ def _common(paths: set[str]) -> str:
     return f"{shared.rstrip('/')}/" if all(path.startswith(f"{shared.rstrip('/')}/") for path in paths) else ""
 
 
-def _metrics(known: Mapping[str, Any], names: frozenset[str]) -> dict[str, float]:
-    return {
-        name if name in METRICS else RESULT + column(name): float(value)
+def _metrics(known: Mapping[str, Any], names: frozenset[str], notes: list[str]) -> dict[str, float]:
+    numbers = (
+        (name if name in METRICS else RESULT + column(name), float(value))
         for name, value in known.items()
         if name in names and type(value) in (int, float) and abs(value) < _MOST_NUMBER
-    }
+    )
+    return one_each(numbers, notes)
 
 
 def _described(
@@ -283,8 +287,23 @@ def _cut(vector: Tensor, slices: Slices) -> dict[str, Tensor]:
     return {n: part.reshape(shape) for (n, shape), part in zip(slices.items(), vector.split(lengths), strict=True)}
 
 
-def _original(path: str, part: Part, places: Mapping[int, int]) -> str:
-    """What the file says of a model, as JSON."""
-    states = {epoch: {n: plain(v) for n, v in part.known(place).items()} for epoch, place in places.items()}
+def _original(path: str, part: Part, places: Mapping[int, int], notes: list[str]) -> str:
+    """What the file says of a model, as JSON; once, what it says of all its states alike."""
     told = {name: plain(value) for name, value in part.told.items()}
-    return json.dumps({"path": path, "dataset": told, "properties": states})
+    same: dict[str, Any] = {}
+    states: dict[int, dict[str, Any]] = {epoch: {} for epoch in places}
+    room = _MOST_RECORD
+    for name, values in part.properties.items():
+        own = {epoch: plain(values[place]) for epoch, place in places.items()}
+        first = next(iter(own.values()))
+        alike = len({repr(value) for value in own.values()}) == 1
+        room -= sum(len(name) + len(str(value)) for value in ([first] if alike else own.values()))
+        if room < 0:
+            notes.append(f"has a record of more than {_MOST_RECORD:,} characters; it is kept without {name:.60} and on")
+            break
+        if alike:
+            same[name] = first
+        else:
+            for epoch, value in own.items():
+                states[epoch][name] = value
+    return json.dumps({"path": path, "dataset": told, "properties": same, "states": states})

@@ -21,8 +21,9 @@ from zoogen.core.modules import describe
 from zoogen.importers.containers.files import Files
 from zoogen.importers.networks.published_cnns import network_of, our_names, without_prefix
 from zoogen.importers.networks.published_resnets import is_resnet, resnet_of
+from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.published_settings import published_settings
-from zoogen.importers.records.ray_results import by_checkpoint, lines_of, table_of
+from zoogen.importers.records.ray_results import by_checkpoint, lines_of, results_of
 from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
 from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHECKPOINT = re.compile(r"(?:(.*)/)?checkpoint_(\d{1,9})/checkpoints")
+_FINETUNED = re.compile(r"(?:(.*)/)?finetuning/(?!pretraining/)([^/]+)/[^/]+")
 _RECORDS = ("params.json", "config.json")
 _RESULTS = ("result.json", "progress.csv")
-_MOST_RECORD, _MOST_RESULTS = 4 << 20, 1 << 30
+_MOST_RECORD, _MOST_RESULTS = 4 << 20, 64 << 20
 
 
 @SOURCES.register("ray-tune")
@@ -67,12 +69,12 @@ class RayTune:
             if f"{place}{name}" in self.files.sizes:
                 try:
                     data = self.files.read(f"{place}{name}", _MOST_RESULTS)
-                except IntegrityError as error:
+                    rows, lines = results_of(name, data, notes)
+                except (IntegrityError, Unusable) as error:
                     notes.append(str(error))
                     continue
-                rows = list(lines_of(data, notes) if name.endswith(".json") else table_of(data, notes))
                 if rows:
-                    by_epoch = by_checkpoint(rows, model.checkpoints[-1].epoch, len(rows) + len(notes), notes)
+                    by_epoch = by_checkpoint(rows, model.checkpoints[-1].epoch, lines, notes)
                     return Measured(by_epoch, tuple(notes))
         return Measured({}, (*notes, "has no results, so nothing is known of its losses and accuracies"))
 
@@ -109,7 +111,7 @@ class RayTune:
         self._records[key] = record
         return SourceModel(
             key=key,
-            settings=published_settings(record, network),
+            settings=published_settings(record, network, notes),
             original=json.dumps(record),
             layout=layout,
             checkpoints=tuple(listed),
@@ -152,18 +154,18 @@ class RayTune:
         for name in _RECORDS:
             if f"{place}{name}" in self.files.sizes:
                 try:
-                    found = json.loads(self.files.read(f"{place}{name}", _MOST_RECORD))
+                    found = read_json(self.files.read(f"{place}{name}", _MOST_RECORD))
                     if isinstance(found, dict):
                         return found
                     notes.append(f"{name} is no mapping")
-                except (IntegrityError, ValueError, RecursionError) as error:
+                except (IntegrityError, ValueError) as error:
                     notes.append(f"{name} is damaged ({error})")
         if f"{place}result.json" in self.files.sizes:
             try:
                 for line in lines_of(self.files.read(f"{place}result.json", _MOST_RESULTS), []):
                     if isinstance(line.get("config"), dict):
                         return line["config"]
-            except IntegrityError as error:
+            except (IntegrityError, Unusable) as error:
                 notes.append(str(error))
         notes.append("has no settings (params.json)")
         return {}
@@ -210,14 +212,15 @@ class RayTune:
         return "" if key == "." else f"{self._common}{key}/"
 
     def _parent(self, folder: str) -> str | None:
-        """``finetuning/<pretrained model>/<model>`` was made of ``pretraining/<pretrained model>``."""
-        match = re.fullmatch(r"(.*/)?finetuning/([^/]+)/[^/]+", folder)
-        above = f"{match[1] or ''}pretraining/{match[2]}" if match else None
-        return self._key(above) if above is not None and above in self._known else None
-
-    @cached_property
-    def _known(self) -> frozenset[str]:
-        return frozenset(self._trials)
+        """``finetuning/<pretrained>/<model>`` was made of ``pretraining/<pretrained>``, which may not be here."""
+        # The source may be the folder, or an archive, that is called so.
+        match = _FINETUNED.fullmatch(f"{self.files.name.partition('.')[0]}/{folder}")
+        if match is None:
+            return None
+        beside = (match[1] or "").partition("/")[2]
+        above = f"{beside}/pretraining/{match[2]}" if beside else f"pretraining/{match[2]}"
+        # What is common to all trials may end within ``finetuning``; then there is one such folder.
+        return self._key(above) if above.startswith(self._common) else f"pretraining/{match[2]}"
 
 
 def _distinct(stored: list[Stored]) -> tuple[list[Stored], list[str]]:

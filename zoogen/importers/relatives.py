@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Protocol, runtime_checkable
 
 from zoogen.importers.source import SourceModel
@@ -91,22 +90,55 @@ def _kin(own: Prints | None, owners: Mapping[str, Sequence[str]], family: str) -
 
 
 def _join_sharing(read: Mapping[str, Prints], owners: Mapping[str, Sequence[str]], families: _Families) -> None:
+    """Join all that share ``RELATED`` of the smaller one's bytes, without a look at every pair."""
     together: Counter[tuple[str, ...]] = Counter()
     for digest, keys in owners.items():
         if len(keys) > 1:
             together[tuple(keys)] += read[keys[0]].tensors[digest]
-    pairs: Counter[tuple[str, str]] = Counter()
-    for keys, size in together.most_common():
-        sizes = [read[key].size for key in keys]
-        if size >= RELATED * max(sizes):
-            for key in keys[1:]:
-                families.join(f"key {keys[0]}", f"key {key}")
-        elif size >= _TRIVIAL * min(sizes):
-            for pair in combinations(keys, 2):
-                pairs[pair] += size
-    for (one, other), size in pairs.items():
-        if size >= RELATED * min(read[one].size, read[other].size):
-            families.join(f"key {one}", f"key {other}")
+    parts: list[tuple[str, ...]] = []
+    parts_of: dict[str, list[int]] = {}
+    for keys, size in together.items():
+        least = min(read[key].size for key in keys)
+        if size >= RELATED * least:  # which relates the smallest of them to each of the others
+            families.join_all(keys)
+        elif size >= _TRIVIAL * least:
+            for key in keys:
+                parts_of.setdefault(key, []).append(len(parts))
+            parts.append(keys)
+    _join_sums(read, [together[keys] for keys in parts], parts_of, families)
+
+
+def _join_sums(
+    read: Mapping[str, Prints], sizes: Sequence[int], parts_of: Mapping[str, Sequence[int]], families: _Families
+) -> None:
+    """Join models by parts that only together are large enough.
+
+    Args:
+        read: By key.
+        sizes: Bytes of each part, which is too small for any of its models to be joined by it alone.
+        parts_of: Key -> its parts.
+    """
+    alike: dict[frozenset[int], list[str]] = {}
+    for key, parts in parts_of.items():
+        alike.setdefault(frozenset(parts), []).append(key)
+    holders: dict[int, list[frozenset[int]]] = {}
+    for own in alike:
+        for part in own:
+            holders.setdefault(part, []).append(own)
+    # Of two sets of models with the same parts, the smallest model in both is related to all of them or no two are.
+    bounds = {own: RELATED * min(read[key].size for key in keys) for own, keys in alike.items()}
+    for own, enough in bounds.items():
+        # What shares only the commonest parts, which are not enough, need not be looked at.
+        rare, common = sorted(own, key=lambda part: len(holders[part])), 0
+        while rare and (common := common + sizes[rare[-1]]) < enough:
+            rare.pop()
+        for other in {other for part in rare for other in holders[part]}:
+            if len(alike[own]) == len(alike[other]) == 1 and families.joined(alike[own][0], alike[other][0]):
+                continue
+            if sum(sizes[part] for part in own & other) >= enough:
+                families.join_all([*alike[own], *alike[other]])
+                for whole in (own, other):
+                    del alike[whole][1:]  # one stands for all of them from now on
 
 
 class _Families:
@@ -119,6 +151,13 @@ class _Families:
         while (above := self._above.setdefault(name, name)) != name:
             self._above[name] = name = self._above[above]
         return name
+
+    def joined(self, one: str, other: str) -> bool:
+        return self.root(f"key {one}") == self.root(f"key {other}")
+
+    def join_all(self, keys: Sequence[str]) -> None:
+        for key in keys[1:]:
+            self.join(f"key {keys[0]}", f"key {key}")
 
     def join(self, one: str, other: str) -> None:
         self._above[self.root(one)] = self.root(other)

@@ -17,6 +17,7 @@ from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.importers.containers.files import Files
 from zoogen.importers.containers.repository_list import ListedFiles, revision_of, select
+from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.model_card import metrics_of, read_card
 from zoogen.importers.records.model_record import bases, settings_of_record
 from zoogen.importers.records.repositories import CHECKPOINTS, INDEX, SUFFIX, Weights, by_model, weights_of
@@ -54,14 +55,14 @@ class SafeTensors:
     def measured(self, model: SourceModel) -> Measured:
         last = self._found[model.key][-1]
         found: dict[int, dict[str, float]] = {model.checkpoints[-1].epoch: {}}
-        notes = []
+        notes: list[str] = []
         if last.epoch is not None and (path := self._beside(last, "trainer_state.json")):
             try:
-                told = by_step(self._json(path, _MOST_LOG), last.epoch)
+                told = by_step(self._json(path, _MOST_LOG), last.epoch, notes)
                 found |= {s.epoch: told[s.epoch] for s in model.checkpoints if s.epoch in told}
             except Unusable as error:
                 notes.append(f"{path} {error}")
-        if metrics := metrics_of(self._cards[model.key]):
+        if metrics := metrics_of(self._cards[model.key], notes):
             if self._is_of_its_card(model.key):
                 found[model.checkpoints[-1].epoch] |= metrics
             else:
@@ -120,7 +121,7 @@ class SafeTensors:
         revision = revision_of(found[-1], self.files)
         return SourceModel(
             key=key,
-            settings=settings_of_record(config, card, metadata, revision),
+            settings=settings_of_record(config, card, metadata, revision, notes),
             original=json.dumps({"config": config, "card": card, "metadata": metadata, "revision": revision}),
             layout=layout,
             checkpoints=tuple(stored),
@@ -158,10 +159,9 @@ class SafeTensors:
 
     def _json(self, path: str, at_most: int) -> dict[str, Any]:
         try:
-            found = json.loads(self.files.read(self._places[path], at_most))
-        except (IntegrityError, ValueError, RecursionError) as error:
-            told = "nested too deep" if isinstance(error, RecursionError) else str(error)[:200]
-            raise Unusable(f"is not readable as JSON ({told})") from error
+            found = read_json(self.files.read(self._places[path], at_most))
+        except (IntegrityError, ValueError) as error:
+            raise Unusable(f"is not readable as JSON ({str(error)[:200]})") from error
         if not isinstance(found, dict):
             raise Unusable("is no mapping")
         return found

@@ -21,6 +21,7 @@ from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.containers.files import Files
 from zoogen.importers.networks.tensorflow_names import Variable, layout_of, read_variables
 from zoogen.importers.records.model_rows import Table, read_rows, value_of, whole_number
+from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.settings import CONFIG, RESULT, column, plain, settings_of
 from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
 from zoogen.importers.tensors.npy import MatrixHeader, Rows, read_header
@@ -67,7 +68,9 @@ class SmallCNNZoo:
             yield self._model(key, rows)
 
     def measured(self, model: SourceModel) -> Measured:
-        return Measured({self._steps[row]: self._metrics_of(row) for row in self._rows[model.key]})
+        notes: list[str] = []
+        by_epoch = {self._steps[row]: self._metrics_of(row, notes) for row in self._rows[model.key]}
+        return Measured(by_epoch, tuple(notes))
 
     def state(self, model: SourceModel, stored: Stored) -> State:
         row = next(row for row in self._rows[model.key] if self._steps[row] == stored.epoch)
@@ -89,18 +92,19 @@ class SmallCNNZoo:
                     return Skipped(key, None, f"has rows that differ in {name}, so that they are not of one model")
                 config[name.removeprefix(_THEIRS)] = value_of(texts[0])
         network, layout, why = self._network(config)
+        notes = [f"is imported without code: {why}"] if network is None else []
         stored = [
             Stored(s, f"{self._place(_WEIGHTS)}[{row}]", self._header.row_bytes)
             for s, row in zip(steps, rows, strict=True)
         ]
         return SourceModel(
             key=key,
-            settings=_settings(config, network),
+            settings=_settings(config, network, notes),
             original=json.dumps({name: _told(texts) for name, texts in columns.items()}),
             layout=layout,
             checkpoints=tuple(sorted(stored, key=lambda s: s.epoch)),
             network=network,
-            notes=(f"is imported without code: {why}",) if network is None else (),
+            notes=tuple(notes),
         )
 
     def _network(self, config: Mapping[str, Any]) -> tuple[Network | None, Layout, str]:
@@ -123,14 +127,14 @@ class SmallCNNZoo:
         architecture = ARCHITECTURES.make("cnn-gap", {"activation": activation, "dropout": float(dropout)})
         return Network(architecture, shape, outputs), layout, ""
 
-    def _metrics_of(self, row: int) -> dict[str, float]:
-        found = {}
+    def _metrics_of(self, row: int, notes: list[str]) -> dict[str, float]:
+        found = []
         for name, text in zip(self._table.columns, self._table.rows[row], strict=True):
             if name not in (_MODEL, _STEP, *_INDEX) and not name.startswith(_THEIRS):
                 value = float("nan") if text in ("nan", "NaN") else value_of(text)
                 if isinstance(value, (int, float)):
-                    found[_OURS.get(name) or RESULT + column(name)] = float(value)
-        return found
+                    found.append((_OURS.get(name) or RESULT + column(name), float(value)))
+        return one_each(found, notes)
 
     def _columns_of(self, rows: list[int]) -> dict[str, list[str]]:
         return dict(
@@ -214,9 +218,9 @@ def _folders(files: Files) -> list[str]:
     return [b.rstrip("/") for b in beside if f"{b}{_LAYOUT}" in names and any(f"{b}{m}" in names for m in _METRICS)]
 
 
-def _settings(config: Mapping[str, Any], network: Network | None) -> dict[str, Any]:
+def _settings(config: Mapping[str, Any], network: Network | None, notes: list[str]) -> dict[str, Any]:
     whole = {n: int(v) if isinstance(v, float) and v.is_integer() and n in _WHOLE else v for n, v in config.items()}
-    settings = settings_of(whole, {name: _NAMES.get(name) or CONFIG + column(name) for name in config})
+    settings = settings_of(whole, {name: _NAMES.get(name) or CONFIG + column(name) for name in config}, notes)
     if network is not None:
         settings["architecture.name"] = network.architecture.registered_name
         settings["architecture.dropout"] = network.architecture.dropout

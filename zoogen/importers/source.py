@@ -55,7 +55,7 @@ class SourceModel:
         checkpoints: Ascending epochs.
         network: The architecture, where it is one of ours; else None, and ``layout`` has the source's own names.
         sparse: Its checkpoints come with a mask.
-        parent: Key of the model that it was made of, where the source has that one too.
+        parent: Key of the model that it was made of, which the source may not have.
         split: ``train``, ``val`` or ``test``, where the source says so; None: by the hash of its id.
         notes: What was left out of its record, and why.
     """

@@ -8,8 +8,6 @@ architecture is built where ``architecture.name``, its arguments (``architecture
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -21,7 +19,10 @@ from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.modules import describe
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.containers.files import Files
-from zoogen.importers.records.settings import RESULT, column, settings_of
+from zoogen.importers.records.file_tables import read_table
+from zoogen.importers.records.json_records import read_json
+from zoogen.importers.records.numbers import number, one_each
+from zoogen.importers.records.settings import RESULT, column, own_arguments, settings_of
 from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
 from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
@@ -29,7 +30,8 @@ from zoogen.importers.tensors.templates import Templates
 _STATES = (".pt", ".pth")
 _TABLES = (".csv", ".json", ".parquet")
 _OTHER = "index_dict.json"  # lies beside preprocessed zoos, and is no table of files
-_MOST_TABLE = 1 << 30
+_LONGEST_KEY = 4096
+_FEWEST_ROWS, _ROWS_PER_STATE = 1_000, 10
 _PLACE = ("file", "model", "epoch")
 _OF_THE_INPUT = ("input_shape", "outputs")
 _NAMES = {
@@ -69,8 +71,9 @@ class TorchFolder:
                 yield Skipped(name, None, "stands in no row of the table")
 
     def measured(self, model: SourceModel) -> Measured:
-        rows = self._rows[model.key]
-        return Measured({_epoch(row): self._metrics_of(row) for _, row in rows})
+        notes: list[str] = []
+        by_epoch = {_epoch(row): self._metrics_of(row, notes) for _, row in self._rows[model.key]}
+        return Measured(by_epoch, tuple(notes))
 
     def state(self, model: SourceModel, stored: Stored) -> State:
         state = self._read(stored)
@@ -101,7 +104,8 @@ class TorchFolder:
             except Unusable as error:
                 reasons.append(f"{one.file} {error}")
                 continue
-            settings = settings_of({n: v for n, v in constant.items() if n not in _OF_THE_INPUT}, _NAMES)
+            told = {n: v for n, v in constant.items() if n not in _OF_THE_INPUT}
+            settings = own_arguments(settings_of(told, _NAMES, notes))
             network, why = _network(settings, constant)
             layout = describe(network.architecture, network.input_shape, network.outputs) if network else None
             if layout is not None and (other := misfit(layout, state.tensors)):
@@ -119,12 +123,13 @@ class TorchFolder:
             )
         return Skipped(key, None, f"has no usable checkpoint: {'; '.join(reasons[:3])}")
 
-    def _metrics_of(self, row: Row) -> dict[str, float]:
-        return {
-            name if name in METRICS else RESULT + column(name): float(row[name])
+    def _metrics_of(self, row: Row, notes: list[str]) -> dict[str, float]:
+        numbers = (
+            (name if name in METRICS else RESULT + column(name), number(row.get(name)))
             for name in self._metrics
-            if name not in _PLACE and type(row.get(name)) in (int, float)
-        }
+            if name not in _PLACE
+        )
+        return one_each(((name, value) for name, value in numbers if value is not None), notes)
 
     @cached_property
     def _metrics(self) -> tuple[str, ...]:
@@ -144,13 +149,19 @@ class TorchFolder:
             )
         folder = posixpath.dirname(tables[0])
         found: dict[str, list[tuple[str, Row]]] = {}
-        for number, row in enumerate(_read_table(self.files, tables[0]), start=1):
+        states = sum(name.endswith(_STATES) for name in self.files.sizes)
+        # Some of a zoo's files may be elsewhere.
+        at_most = max(_FEWEST_ROWS, _ROWS_PER_STATE * states)
+        for line, row in enumerate(read_table(self.files, tables[0], at_most), start=1):
             file = row.get("file")
             if not isinstance(file, str) or not file:
-                raise UserError(f"{self.files.name}: row {number} of {tables[0]} has no file\nname it in column 'file'")
+                raise UserError(f"{self.files.name}: row {line} of {tables[0]} has no file\nname it in column 'file'")
             place = posixpath.normpath(posixpath.join(folder, file))
             model = row.get("model")
-            found.setdefault(file if model is None else str(model), []).append((place, row))
+            key = file if model is None else str(model)
+            if not key.isprintable() or not 0 < len(key) <= _LONGEST_KEY:
+                raise UserError(f"{self.files.name}: row {line} of {tables[0]} is of model {key!r:.60}, no name")
+            found.setdefault(key, []).append((place, row))
         return found
 
 
@@ -173,14 +184,14 @@ def _network(settings: Row, given: Row) -> tuple[Network | None, str]:
             return None, f"the table has no {prefix}{absent[0]}"
         network = Network(ARCHITECTURES.restore(arguments), _shape(given["input_shape"]), int(given["outputs"]))
         describe(network.architecture, network.input_shape, network.outputs)
-    except (UserError, TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (UserError, TypeError, ValueError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
         return None, f"architecture {name!r} cannot be built: {error}".partition("\n")[0]
     return network, ""
 
 
 def _parsed(value: Any) -> Any:
     """Lists stand in tables as JSON text."""
-    return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+    return read_json(value) if isinstance(value, str) and value.startswith("[") else value
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -196,7 +207,7 @@ def _epoch(row: Row) -> int:
     except (TypeError, ValueError, OverflowError):
         found = -1
     if not 0 <= found < 1 << 31 or found != float(value or 0):
-        raise UserError(f"epoch {value!r} of file {row['file']!r} is no whole number from 0")
+        raise UserError(f"epoch {value!r:.60} of file {row['file']!r:.200} is no whole number from 0")
     return found
 
 
@@ -206,35 +217,3 @@ def _constant(rows: list[tuple[str, Row]], name: str) -> bool:
 
 def _tables(files: Files) -> list[str]:
     return [n for n in files.sizes if n.endswith(_TABLES) and posixpath.basename(n) != _OTHER]
-
-
-def _read_table(files: Files, name: str) -> list[dict[str, Any]]:
-    data = files.read(name, _MOST_TABLE)
-    try:
-        if name.endswith(".csv"):
-            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
-            return [{k: _value(v) for k, v in row.items() if isinstance(k, str)} for row in rows]
-        if name.endswith(".parquet"):
-            import pandas as pd
-
-            table = pd.read_parquet(io.BytesIO(data)).astype(object)
-            rows = table.where(table.notna(), None).to_dict("records")
-        else:
-            rows = json.loads(data)
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ValueError("it is no list of objects")
-    except (ValueError, csv.Error, RecursionError, OSError) as error:
-        raise IntegrityError(f"{files.name}: {name} is not readable as a table ({error})") from error
-    return rows
-
-
-def _value(text: str | None) -> Any:
-    """A field of a CSV file: a number where it reads as one, nothing where it is empty."""
-    if text is None or not text.strip():
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from zoogen.core.errors import IntegrityError
 from zoogen.importers.containers.files import Limits, check_range, checked_path, refused, too_large
@@ -24,6 +24,8 @@ _CHUNK = 1 << 20
 _MOST_INFLATED = 256 << 20
 _LOCAL_HEADER = 30
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError)
+# What tarfile raises besides for headers that make no sense, and for one hidden in another a thousand times.
+_TAR_DAMAGE = (*_DAMAGE, ValueError, KeyError, IndexError, RecursionError)
 
 
 def _plain(path: Path) -> IO[bytes]:
@@ -58,6 +60,7 @@ class ZipFiles:
         self.sizes: dict[str, int] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
         self._inflated = "", b""  # the last compressed member of which a part was read
+        self._sound: set[str] = set()  # stored members of which a part was read
         try:
             self._zip = zipfile.ZipFile(path)
         except (*_DAMAGE, ValueError) as error:
@@ -89,6 +92,8 @@ class ZipFiles:
             inflated += member.file_size
             if inflated > limits.ratio * archive + limits.slack:
                 raise _bomb(where, name, inflated, archive)
+            if member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
+                raise refused(where, name, "is stored as it is, yet has two sizes")
             if not member.is_dir():
                 if name in self.sizes:
                     raise refused(where, name, "stands twice in the archive")
@@ -99,18 +104,24 @@ class ZipFiles:
         if at_most is not None and self.sizes[name] > at_most:
             raise too_large(self.name, name, self.sizes[name], at_most)
         try:
-            return self._zip.read(self._members[name])
+            data = self._zip.read(self._members[name])
         except (*_DAMAGE, RuntimeError) as error:
-            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+            raise _damaged(self._path, name, error) from error
+        if len(data) != self.sizes[name]:
+            raise _damaged(self._path, name, f"it has {len(data):,} bytes, not {self.sizes[name]:,}")
+        return data
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         check_range(self.name, name, self.sizes[name], start, length)
         member = self._members[name]
         try:
             if member.compress_type == zipfile.ZIP_STORED:
+                if name not in self._sound:  # parts of it have no checksum of their own
+                    self._check_sum(member)
+                    self._sound.add(name)
                 return self._stored(member, start, length)
         except _DAMAGE as error:
-            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+            raise _damaged(self._path, name, error) from error
         if member.file_size > _MOST_INFLATED:
             raise IntegrityError(
                 f"{self._path}: {name} is compressed, and too large ({member.file_size:,} bytes) to read parts of it\n"
@@ -119,6 +130,13 @@ class ZipFiles:
         if self._inflated[0] != name:
             self._inflated = name, self.read(name)
         return self._inflated[1][start : start + length]
+
+    def _check_sum(self, member: zipfile.ZipInfo) -> None:
+        total = 0
+        for at in range(0, member.file_size, _CHUNK):
+            total = zlib.crc32(self._stored(member, at, min(_CHUNK, member.file_size - at)), total)
+        if total != member.CRC:
+            raise zipfile.BadZipFile("its checksum (CRC) is another")
 
     def _stored(self, member: zipfile.ZipInfo, start: int, length: int) -> bytes:
         """From the archive itself: zipfile would read all that is before it."""
@@ -149,11 +167,14 @@ class TarFiles:
         size = path.stat().st_size
         self._stream = _Bounded(_stream(path), str(path), limits.ratio * size + limits.slack)
         try:
-            self._tar = tarfile.TarFile(fileobj=self._stream, mode="r")
+            self._tar = tarfile.TarFile(fileobj=self._stream, mode="r", tarinfo=_Header)
             self._check(limits)
-        except _DAMAGE as error:
+            self._check_end()
+        except _TAR_DAMAGE as error:
             self._stream.close()
-            raise IntegrityError(f"{path}: not readable as tar ({error})") from error
+            last = next(reversed(self._members), None)
+            what = "is not readable as tar" if last is None else f"is damaged or cut off after member {last!r}"
+            raise IntegrityError(f"{path}: {what} ({error})\nget the archive from its source") from error
         except BaseException:
             self._stream.close()
             raise
@@ -163,6 +184,8 @@ class TarFiles:
         for count, member in enumerate(self._tar, start=1):
             check_count(where, count, limits)
             name = checked_path(member.name, where)
+            if member.size < 0 or not member.pax_headers.get("size", "0").isdecimal():
+                raise refused(where, name, "has a size that is no number of bytes")
             if member.issym() or member.islnk():
                 raise refused(where, name, "is a link")
             if member.isdir():
@@ -173,8 +196,21 @@ class TarFiles:
                 raise refused(where, name, "stands twice in the archive")
             if member.offset_data + member.size > self._stream.most:
                 raise _bomb(where, name, member.size, self._path.stat().st_size)
+            if self._tar.offset != member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE:
+                raise refused(where, name, "has two sizes")
             self.sizes[name] = member.size
             self._members[name] = member
+
+    def _check_end(self) -> None:
+        """Behind the last member stand two blocks of zeros, and nothing but zeros: POSIX asks for them, and every
+        writer of tar writes them. To read on to the end compares the checksum of what is compressed, too."""
+        block = self._stream.read(tarfile.BLOCKSIZE)  # the first of the two ended the list
+        if len(block) < tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("the end mark is not whole")
+        while block:
+            if block.count(0) < len(block):
+                raise tarfile.ReadError("there is more behind the end mark")
+            block = self._stream.read(_CHUNK)
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
         size = self.sizes[name]
@@ -191,15 +227,30 @@ class TarFiles:
             while left and (part := self._stream.read(min(left, _CHUNK))):
                 parts.append(part)
                 left -= len(part)
-        except _DAMAGE as error:
-            raise IntegrityError(f"{self._path}: {name} is damaged ({error})") from error
+        except _TAR_DAMAGE as error:
+            raise _damaged(self._path, name, error) from error
         if left:
-            raise IntegrityError(f"{self._path}: {name} is damaged (the archive ends within it)")
+            raise _damaged(self._path, name, "the archive ends within it")
         return b"".join(parts)
 
     def close(self) -> None:
         self._tar.close()
         self._stream.close()
+
+
+class _Header(tarfile.TarInfo):
+    """Only a block of zeros ends the list: tarfile takes a damaged header, or none at all, for the end as well."""
+
+    __slots__ = ()
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            if isinstance(error, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+                raise
+            raise tarfile.ReadError(str(error)) from error
 
 
 class _Bounded(io.RawIOBase):
@@ -225,8 +276,10 @@ class _Bounded(io.RawIOBase):
         return self._inner.seek(offset, whence)
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MOST_AT_ONCE or self._inner.tell() + size > self.most + _CHUNK:
+        if not 0 <= size <= _MOST_AT_ONCE:
             raise IntegrityError(f"{self._where}: a header asks for {size:,} bytes; it is not read on")
+        if self._inner.tell() + size > self.most + _CHUNK:
+            raise IntegrityError(f"{self._where}: inflates to more than {self.most:,} bytes; it is not read on")
         return self._inner.read(size)
 
     def close(self) -> None:
@@ -248,3 +301,7 @@ def check_count(where: str, count: int, limits: Limits) -> None:
 
 def _bomb(where: str, name: str, inflated: int, stored: int) -> IntegrityError:
     return refused(where, name, f"is a decompression bomb: {inflated:,} bytes out of {stored:,}")
+
+
+def _damaged(path: Path, name: str, why: object) -> IntegrityError:
+    return IntegrityError(f"{path}: {name} is damaged ({why})\nget the archive from its source")

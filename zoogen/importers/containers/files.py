@@ -50,7 +50,7 @@ class Files(Protocol):
         ...
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """``length`` bytes of a file from byte ``start`` on; without the checksum that covers the whole file.
+        """``length`` bytes of a file from byte ``start`` on; in a zip, once the checksum of all of it is compared.
 
         Raises:
             IntegrityError: it is damaged, or ends before them.

@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
+from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.settings import RESULT, column
 
-_MOST_TEXT = 1 << 20
+_MOST_TEXT = 1 << 16  # PyYAML takes a second or more for so many characters
 _MOST_VALUES = 100_000
 _MOST_DEPTH = 20
 _MOST_METRICS = 1_000
@@ -80,19 +81,11 @@ def _scalar(node: yaml.ScalarNode) -> Any:
     return text
 
 
-def metrics_of(card: Mapping[str, Any]) -> dict[str, float]:
-    """What ``model-index`` reports: ``source.result.<dataset>.<config>.<split>.<metric>`` -> number.
-
-    Of two numbers under one name neither is taken: what tells them apart is not known.
+def metrics_of(card: Mapping[str, Any], notes: list[str]) -> dict[str, float]:
+    """What ``model-index`` reports: ``source.result.<dataset>.<config>.<split>.<metric>`` -> number; ``notes`` is told
+    of what has several.
     """
-    found: dict[str, float] = {}
-    twice: set[str] = set()
-    for name, value in _reported(card):
-        if name in found and found[name] != value:
-            twice.add(name)
-        if len(found) < _MOST_METRICS:
-            found.setdefault(name, value)
-    return {name: value for name, value in found.items() if name not in twice}
+    return dict(list(one_each(_reported(card), notes).items())[:_MOST_METRICS])
 
 
 def _reported(card: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

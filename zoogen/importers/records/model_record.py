@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoogen.importers.records.settings import settings_of
+from zoogen.importers.records.settings import plain, settings_of
 
 _KINDS = ("architecture", "model_type")
+_LONGEST_KIND = 128
 
 
 def bases(card: Mapping[str, Any]) -> list[str]:
@@ -17,18 +18,22 @@ def bases(card: Mapping[str, Any]) -> list[str]:
 
 
 def settings_of_record(
-    config: Mapping[str, Any], card: Mapping[str, Any], metadata: Mapping[str, str], revision: str | None
+    config: Mapping[str, Any],
+    card: Mapping[str, Any],
+    metadata: Mapping[str, str],
+    revision: str | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     """What card, configuration and header say, in this order of preference; nested mappings are in the record only."""
     told = {**metadata, **config, **card, "revision": revision}
     flat = {
         name: _single(value) for name, value in told.items() if not isinstance(value, dict) and name != "model-index"
     }
-    settings = settings_of(flat, {})
+    settings = settings_of(flat, {}, notes)
     named = config.get("architectures")
     kinds = [*(named if isinstance(named, list) else []), *(config.get(name) for name in _KINDS)]
     kind = next((k for k in kinds if isinstance(k, str) and k), None)
-    return settings if kind is None else {**settings, "architecture.name": kind}
+    return settings if kind is None else {**settings, "architecture.name": plain(kind[:_LONGEST_KIND])}
 
 
 def _single(value: Any) -> Any:

@@ -17,6 +17,7 @@ _SPLITS = {"trainset": "train", "valset": "val", "testset": "test"}
 _MOST_TENSORS = 10_000
 _LONGEST_NAME = 512
 _LONGEST_PATH = 4096
+_MOST_TEXTS = 16 << 20  # beyond the size of the file
 _SCALARS = (bool, int, float, str, type(None))
 _ITERATION = "training_iteration"
 _MEASURED = (*METRICS, "ggap", _ITERATION)
@@ -134,6 +135,17 @@ def check_parts(parts: tuple[Part, ...], size: int) -> None:
     told = sum(part.size(place) for part in parts for place in range(len(part)))
     if told > size:  # the same few numbers again and again
         raise Unusable(f"tells of {told:,} bytes of states, and has {size:,}")
+    texts = sum(map(_texts, parts))
+    if texts > size + _MOST_TEXTS:  # the same texts again and again
+        raise Unusable(f"tells of {texts:,} characters of properties, and has {size:,} bytes")
+
+
+def _texts(part: Part) -> int:
+    """Characters of all that a part says of its states and, anew for each of its models, of itself."""
+    own = sum(len(name) + (len(value) if type(value) is str else 0) for name, value in part.told.items())
+    columns = part.properties.values()
+    values = sum(len(value) for column in columns for value in column if type(value) is str)
+    return own * len(set(part.paths)) + sum(map(len, part.properties)) * len(part) + values
 
 
 def measured_names(parts: tuple[Part, ...]) -> frozenset[str]:

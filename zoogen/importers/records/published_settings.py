@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoogen.importers.records.settings import CONFIG, settings_of
+from zoogen.importers.records.settings import CONFIG, own_arguments, settings_of
 from zoogen.importers.source import Network
 
 _NAMES = {
@@ -16,15 +16,17 @@ _NAMES = {
     "optim::lr": "training.optimizer.lr",
     "optim::wd": "training.optimizer.weight_decay",
     "optim::momentum": "training.optimizer.momentum",
+    "optim::nesterov": "training.optimizer.nesterov",
     "optim::scheduler": "training.schedule.name",
     "training::batchsize": "training.batch_size",
     "training::epochs_train": "training.epochs",
 }
 
 
-def published_settings(record: Mapping[str, Any], network: Network | None) -> dict[str, Any]:
+def published_settings(record: Mapping[str, Any], network: Network | None, notes: list[str]) -> dict[str, Any]:
     """A record by our keys; names of networks, activations, optimizers and schedules as blueprints write them."""
-    settings = settings_of({k: v for k, v in record.items() if not isinstance(v, dict)}, _NAMES)
+    told = {name: value for name, value in record.items() if name in _NAMES or not isinstance(value, dict)}
+    settings = settings_of(told, _NAMES, notes)
     kind = settings.pop(f"{CONFIG}model.type", None)
     if network is not None:
         architecture = network.architecture
@@ -43,4 +45,4 @@ def published_settings(record: Mapping[str, Any], network: Network | None) -> di
         settings["training.optimizer.name"] = optimizer.lower()
     if schedule == "OneCycleLR":
         settings["training.schedule.name"] = "one_cycle"
-    return settings
+    return own_arguments(settings)

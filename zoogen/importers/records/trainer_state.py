@@ -6,17 +6,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.settings import RESULT, column
 
 _MOST_NUMBERS = 100
 
 
-def by_step(state: Mapping[str, Any], step: int) -> dict[int, dict[str, float]]:
+def by_step(state: Mapping[str, Any], step: int, notes: list[str]) -> dict[int, dict[str, float]]:
     """Numbers by the step after which they were logged, as ``source.result.<name>``; of equal names the last counts.
 
     Args:
         state: The file; its ``log_history`` goes back to the first step.
         step: Of the checkpoint it stands in. Nothing is taken from a log that names another one.
+        notes: Is told of names that become one.
     """
     lines = state.get("log_history")
     if state.get("global_step") != step or not isinstance(lines, list):
@@ -28,5 +30,8 @@ def by_step(state: Mapping[str, Any], step: int) -> dict[int, dict[str, float]]:
         numbers = found.setdefault(line["step"], {})
         for name, value in list(line.items())[:_MOST_NUMBERS]:
             if name != "step" and type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value):
-                numbers[RESULT + column(name)] = float(value)
-    return found
+                numbers[name] = float(value)
+    return {
+        at: one_each(((RESULT + column(name), value) for name, value in numbers.items()), notes)
+        for at, numbers in found.items()
+    }

@@ -33,7 +33,7 @@ _STORAGES = {
 _MOST_DIMENSIONS = 16
 _LONGEST_KEY = 32
 _MOST_ELEMENTS = 1 << 48
-_MOST_PARTS = 1000
+_LONGEST_PATH = 4096
 
 MARK = b"checkpoints_to_datasets"
 """Stands in every pickle of such a dataset, near its start."""
@@ -69,8 +69,8 @@ class Admitted:
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": _parameter,
             "collections.OrderedDict": _ordered,
-            "__builtin__.set": _set,
-            "builtins.set": _set,
+            "__builtin__.set": set_of,
+            "builtins.set": set_of,
         }
 
     @property
@@ -105,7 +105,8 @@ class Admitted:
         kind, key, _, elements = told[1:5]
         if type(kind) is not Name or kind.text not in _STORAGES:
             raise Unusable("has a storage of an unknown kind")
-        if type(key) is not str or not key.isascii() or not key.isdigit() or len(key) > _LONGEST_KEY:
+        digits = type(key) is str and key.isascii() and key.isdigit() and len(key) <= _LONGEST_KEY
+        if not digits or str(int(key)) != key:  # 00 is another record than 0
             raise Unusable("has a storage whose key is no number")
         if type(elements) is not int or not 0 <= elements < _MOST_ELEMENTS:
             raise Unusable("has a storage of an impossible number of elements")
@@ -146,7 +147,12 @@ def _ordered(arguments: tuple[Any, ...]) -> Ordered:
     return Ordered()
 
 
-def _set(arguments: tuple[Any, ...]) -> set[Any]:
+def set_of(arguments: tuple[Any, ...]) -> set[Any]:
+    """A set as it is pickled.
+
+    Raises:
+        Unusable: it is not made of one list of numbers and texts.
+    """
     if len(arguments) != 1 or type(arguments[0]) is not list:
         raise Unusable("makes a set of something else than a list")
     if not all(type(v) in (str, int, float, bool, type(None)) for v in arguments[0]):
@@ -155,7 +161,9 @@ def _set(arguments: tuple[Any, ...]) -> set[Any]:
 
 
 def _path(arguments: tuple[Any, ...]) -> str:
-    if len(arguments) > _MOST_PARTS or not all(type(part) is str for part in arguments):
+    if not all(type(part) is str for part in arguments):
         raise Unusable("makes a path of something else than texts")
+    if sum(map(len, arguments)) + len(arguments) > _LONGEST_PATH:
+        raise Unusable(f"makes a path of more than {_LONGEST_PATH:,} characters")
     first, *rest = arguments or ("",)
     return "/".join(([first.rstrip("/")] if first else []) + rest)

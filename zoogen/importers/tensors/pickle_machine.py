@@ -20,6 +20,7 @@ _DEEPEST = 1000
 _MOST_OBJECTS = 1_000_000  # in a pickle of any size
 _BYTES_PER_OBJECT = 4  # and one more for so many bytes; torch.save needs five times that
 _SCALARS = (str, int, float, bool, type(None))
+_CONTAINERS = (list, tuple, dict, set, Ordered)
 
 
 class Input(Protocol):
@@ -30,18 +31,19 @@ class Input(Protocol):
     def readline(self, size: int, /) -> bytes: ...
 
 
-def load_pickle(stream: Input, size: int, meaning: Meaning) -> Any:
+def load_pickle(stream: Input, size: int, meaning: Meaning, longest: int = _LONGEST_TEXT) -> Any:
     """The data in the next pickle of a stream.
 
     Args:
         stream: Is left behind the pickle.
         size: Bytes that it can have at most; memory is bounded by a small multiple of them.
         meaning: Of its names.
+        longest: Bytes that a text can have at most.
 
     Raises:
         Unusable: damaged, with an instruction that ``torch.save`` does not write, or not admitted.
     """
-    machine = _Machine(stream, _MOST_OBJECTS + size // _BYTES_PER_OBJECT, meaning)
+    machine = _Machine(stream, _MOST_OBJECTS + size // _BYTES_PER_OBJECT, meaning, longest)
     try:
         return machine.run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
@@ -55,10 +57,11 @@ def _numbers() -> tuple[int, ...]:
 
 
 class _Machine:
-    def __init__(self, stream: Input, most: int, meaning: Meaning) -> None:
+    def __init__(self, stream: Input, most: int, meaning: Meaning, longest: int) -> None:
         self._take = stream.read
         self._line = stream.readline
         self._left = most
+        self._longest = longest
         self._meaning = meaning
         self._stack: list[Any] = []
         self._marks: list[int] = []
@@ -88,10 +91,13 @@ class _Machine:
 
     def _made(self, value: Any) -> None:
         """Push a container; there cannot be more of them than a file of this size has use for."""
-        self._left -= 1
-        if self._left < 0:
-            raise Unusable("is a pickle of nothing but empty containers, made to fill the memory")
+        self._charge(1)
         self._stack.append(value)
+
+    def _charge(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise Unusable("is a pickle of containers or copies without end, made to fill the memory")
 
     def _marked(self) -> list[Any]:
         start = self._marks.pop()
@@ -135,9 +141,12 @@ class _Machine:
 
     def _text(self) -> None:
         length = int.from_bytes(self._read(4), "little")
-        if length > _LONGEST_TEXT:
-            raise Unusable(f"holds a text of {length:,} bytes; at most {_LONGEST_TEXT:,} are read")
+        if length > self._longest:
+            raise Unusable(f"holds a text of {length:,} bytes; at most {self._longest:,} are read")
         self._stack.append(self._read(length).decode("utf-8", "surrogatepass"))
+
+    def _short_text(self) -> None:
+        self._stack.append(self._read(self._read(1)[0]).decode())
 
     def _dict(self) -> None:
         self._made({})
@@ -174,7 +183,9 @@ class _Machine:
         self._remember(int.from_bytes(self._take(4), "little"))
 
     def _remember(self, place: int) -> None:
-        """Pickles number what they remember from 0 on, so that a list will do."""
+        """Pickles number what they remember from 0 on (of Python 2, from 1), so that a list will do."""
+        if place == 1 and not self._memo:
+            self._memo.append(None)
         if place == len(self._memo):
             self._memo.append(self._stack[-1])
         else:
@@ -231,6 +242,8 @@ class _Machine:
         arguments, called = self._pop(), self._pop()
         if type(called) is not Name or type(arguments) is not tuple:
             raise Unusable(f"calls a {_kind(called)}")
+        # A call may copy what it is given, and that may be remembered from before: it costs but two bytes.
+        self._charge(len(arguments) + sum(len(v) for v in arguments if type(v) in _CONTAINERS))
         self._made(self._meaning.call(called.text, arguments))
 
     def _new(self) -> None:
@@ -245,6 +258,7 @@ class _Machine:
             raise Unusable(f"sets the state of a {_kind(target)} to a {_kind(state)}")
         if not all(type(name) is str for name in state):
             raise Unusable("gives an object an attribute whose name is no text")
+        self._charge(len(state))
         if type(target) is Inert:
             target.fields.update(state)
 
@@ -264,6 +278,7 @@ _STEPS = {
     b"\x8a": "long",
     b"G": "float",
     b"X": "text",
+    b"U": "short_text",  # of Python 2
     b"}": "dict",
     b"]": "list",
     b")": "tuple0",

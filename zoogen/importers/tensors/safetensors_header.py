@@ -142,6 +142,8 @@ def _placed(name: str, told: Any, start: int, end: int) -> Placed:
     bits, dtype = _DTYPES[kind]
     if bits * prod(shape) != 8 * (last - first):
         raise Unusable(f"has {name!r} of {kind} {shape!r:.60} in {last - first:,} bytes")
+    if prod(n for n in shape if n) >= 1 << 63:  # beside a zero, which makes it no bytes
+        raise Unusable(f"has {name!r} of the shape {shape!r:.60}, whose steps are beyond 64 bits")
     return Placed(dtype, kind, tuple(shape), first, last - first)
 
 

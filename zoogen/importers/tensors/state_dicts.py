@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoogen.core.layout import Entry, Layout, TensorRole
 from zoogen.importers.source import Unusable
+from zoogen.importers.tensors.checkpoint_names import check_checkpoint
 from zoogen.importers.tensors.templates import Templates
 from zoogen.importers.tensors.views import fits
 
@@ -42,6 +43,7 @@ def load_tensors(data: bytes, templates: Templates | None = None) -> Mapping[str
         return known
     _check_container(data)
     found = _load(data)
+    _check_booleans(found)
     if templates is not None:
         templates.learn(data, found, _load)
     return found
@@ -51,6 +53,7 @@ def _load(data: bytes) -> dict[str, Tensor]:
     import torch
 
     try:
+        check_checkpoint(data)
         found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader stumble over
         raise Unusable(f"is not a state dict that can be read without running code ({_first_line(error)})") from error
@@ -73,6 +76,9 @@ def _check_container(data: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as file:
             members = file.infolist()
+            names = [m.orig_filename for m in members]
+            if names != [m.filename for m in members] or len({name.lower() for name in names}) < len(names):
+                raise Unusable("has records of one name")  # of which torch reads any
             if any(m.compress_type != zipfile.ZIP_STORED for m in members):
                 raise Unusable("has compressed records, which torch never writes")
             # Of a folder torch reads nothing, and hands out whatever was in memory before.
@@ -98,6 +104,15 @@ def _check_tensor(name: Any, tensor: Any, size: int) -> None:
     # A view can repeat the same few bytes for ever.
     if tensor.numel() * tensor.element_size() > size:
         raise Unusable(f"holds {name!r} of {tensor.numel():,} elements, more than the file has bytes for")
+
+
+def _check_booleans(tensors: Mapping[str, Tensor]) -> None:
+    """What is neither 0 nor 1 is true here and false there."""
+    import torch
+
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+            raise Unusable(f"holds {name!r}, in which booleans are neither true nor false")
 
 
 def misfit(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
@@ -81,6 +82,7 @@ class Template:
         stems: Pieces that are equal to each other: the file's name, before every record's.
         number: The piece that is the file's number, or -1.
         sums: Pieces that are records, each with those that are its checksum.
+        truths: Pieces that are records of booleans, in which every byte is 0 or 1.
         form: Where the tensors lie.
     """
 
@@ -90,6 +92,7 @@ class Template:
     stems: Callable[[tuple[Any, ...]], tuple[bytes, ...]]
     number: int
     sums: tuple[tuple[int, tuple[int, ...]], ...]
+    truths: tuple[int, ...]
     form: Form
 
     def read(self, data: bytes) -> Views | None:
@@ -106,6 +109,8 @@ class Template:
             for place in places:
                 if pieces[place] != found:
                     return None
+        if any(pieces[record].strip(b"\0\1") for record in self.truths):
+            return None
         return Views(data, self.form)
 
 
@@ -137,7 +142,19 @@ def template_of(data: bytes, load: Load) -> Template | None:
     sums = tuple((piece[r.start], tuple(piece[place] for place in r.sums)) for r in records if r.sums)
     number = kinds.index("number") if "number" in kinds else -1
     form = _form(data, records, load)
-    return None if form is None else Template(cut, same, expected, stems, number, sums, form)
+    if form is None:
+        return None
+    truths = tuple(piece[r.start] for r in _of_booleans(records, form))
+    return Template(cut, same, expected, stems, number, sums, truths, form)
+
+
+def _of_booleans(records: list[_Record], form: Form) -> list[_Record]:
+    """Records that booleans lie in, whose places are counted in bytes."""
+    import torch
+
+    starts = sorted(view.start for view in form.views.values() if view.dtype is torch.bool)
+    filled = [r for r in records if r.kind == "record" and r.end > r.start]
+    return [r for r in filled if bisect_left(starts, r.start) < bisect_left(starts, r.end)]
 
 
 @dataclass(frozen=True)

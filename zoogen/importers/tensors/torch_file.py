@@ -123,7 +123,8 @@ class _Zipped:
         self._starts, self._sizes = array("q", [-1]) * len(members), array("q", [0]) * len(members)
         self._sums = array("Q", [0]) * len(members)
         for member in members:
-            if (key := _key(member.filename.removeprefix(f"{root}data/"))) < len(members):
+            folder, _, name = member.orig_filename.rpartition("/")
+            if folder == f"{root}data" and (key := _key(name)) < len(members):
                 self._starts[key], self._sizes[key] = member.header_offset, member.file_size
                 self._sums[key] = member.CRC
         self._zip.filelist.clear()
@@ -179,12 +180,14 @@ class _Zipped:
 
 
 def _key(name: str) -> int:
-    """The number that a storage is called; beyond all numbers where it is called something else."""
-    return int(name) if name.isascii() and name.isdigit() and len(name) < 10 else 1 << 62
+    """The number that a storage is called; beyond all numbers where it is called something else, ``00`` say."""
+    number = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else 1 << 62
+    return number if str(number) == name else 1 << 62
 
 
 def _checked_names(members: list[zipfile.ZipInfo]) -> set[str]:
     names: set[str] = set()
+    lower: set[str] = set()
     end = 0
     for member in sorted(members, key=lambda m: m.header_offset):
         where = f"record {member.orig_filename!r:.60}"
@@ -192,12 +195,15 @@ def _checked_names(members: list[zipfile.ZipInfo]) -> set[str]:
             raise Unusable(f"has the compressed {where}; torch writes none")
         if member.file_size != member.compress_size:
             raise Unusable(f"has the {where} of two sizes")
-        if member.orig_filename in names:
+        if member.filename != member.orig_filename:
+            raise Unusable(f"has the {where}, whose name ends within")
+        if member.orig_filename.lower() in lower:  # torch finds records in whatever case
             raise Unusable(f"has the {where} twice")
         if member.header_offset < end:
             raise Unusable(f"has the {where} that overlaps the one before it")
         end = member.header_offset + _HEADER + member.file_size
         names.add(member.orig_filename)
+        lower.add(member.orig_filename.lower())
     return names
 
 
