@@ -139,6 +139,13 @@ def test_without_data_nothing_is_compared_and_that_is_said(source, tmp_path, tra
     assert "fingerprint" not in task
 
 
+def test_data_that_come_later_are_recorded_then(published, trained, tmp_path):
+    import_zoo(published, None, tmp_path / "zoo", lambda text: None, Trained(trained.task, None))
+    done = import_zoo(published, None, tmp_path / "zoo", lambda text: None, trained)
+    (told,) = zoogen.open(done.path).manifest["tasks"].values()
+    assert told["fingerprint"] == trained.data.fingerprint
+
+
 def test_going_on_with_another_task_is_refused(published, trained, tmp_path):
     import_zoo(published, None, tmp_path / "zoo", lambda text: None, trained)
     with pytest.raises(UserError, match="holds an import whose task is 'digits'"):

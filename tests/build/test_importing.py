@@ -22,6 +22,7 @@ import zoogen
 import zoogen.build.imported_units as units
 from zoogen.build.importing import import_zoo
 from zoogen.core.errors import IntegrityError, UserError
+from zoogen.importers.opening import open_source
 from zoogen.importers.ray_tune import RayTune
 from zoogen.store.verify import verify
 from zoogen.store.zoo import ZooFolder
@@ -404,3 +405,33 @@ def test_settings_of_fewest_models_have_no_columns_but_stay_in_the_records(tmp_p
     assert "training.optimizer.lr" in zoo.models
     assert all(json.loads(row["source.record"])[f"{key}29"] == 29 for key, row in by_key(zoo).items())
     assert any("only in source.record" in line for line in said)
+
+
+def test_other_weights_under_the_same_names_are_other_models(source, tmp_path):
+    done = take(source, tmp_path / "out")
+    place = next(source.glob("NN_tune_trainable_a_1/checkpoint_*0/checkpoints"))
+    state = torch.load(place, weights_only=True)
+    torch.save({name: tensor.flip(0) for name, tensor in state.items()}, place)
+    assert place.stat().st_size == next(source.glob("NN_tune_trainable_a_1/checkpoint_*1/checkpoints")).stat().st_size
+    with pytest.raises(UserError, match="whose models or checkpoints are not those of"):
+        take(source, tmp_path / "out")
+    other = take(source, tmp_path / "other")
+    ids = [{row["source.key"]: row["model_id"] for row in by_key(zoogen.open(z.path)).values()} for z in (done, other)]
+    assert {key for key in ids[0] if ids[0][key] != ids[1][key]} == {"NN_tune_trainable_a_1"}
+
+
+def test_listing_a_compressed_tar_goes_back_no_more_often_for_more_models(source, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "zoo.tar.gz", "w:gz") as file:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            file.add(path, path.relative_to(source.parent))
+    with open_source(tmp_path / "zoo.tar.gz") as opened:
+        stream, back = opened.files._stream, []
+        seek = type(stream).seek
+
+        def counted(self, offset, whence=0):
+            back.append(offset < self.tell())
+            return seek(self, offset, whence)
+
+        monkeypatch.setattr(type(stream), "seek", counted)
+        assert len(list(opened.models())) == 6
+    assert 1 <= sum(back) <= 2

@@ -21,7 +21,7 @@ from zoogen.plan.table import model_split
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 1
+VERSION = 2
 """Raised when the same source would give other models, settings or weights."""
 
 _SETTINGS = ("architecture.", "training.", "task.", "source.config.")
@@ -112,8 +112,12 @@ def described_id(model: SourceModel) -> str:
 
 
 def import_id(kind: str, model: SourceModel) -> str:
-    """The model id: digest of the kind of source, the key in it, settings, architecture and layout."""
+    """The model id: digest of the kind of source, the key in it, settings, architecture, layout, record and content.
+
+    Other models under the same names have other ids: their first checkpoint differs, or what was measured of them.
+    """
     told = {"imported": kind, "version": VERSION, "key": model.key, "settings": dict(model.settings)}
+    told |= {"record": digest(model.original.encode()), "content": model.content}
     return digest(canonical_json({**told, "architecture": described(model)}))
 
 

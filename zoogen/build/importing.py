@@ -144,7 +144,9 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     _check_same(folder.path, stored, manifest)
     if stored is None:
         folder.create(manifest)
-    manifest = stored or manifest
+    if stored is not None:  # data may be at hand by now that were not before
+        tasks = {task_id: {**manifest["tasks"][task_id], **told} for task_id, told in stored["tasks"].items()}
+        manifest = {**stored, "tasks": tasks}
     run.kin = find_kin(run.source, run.models, folder.path, manifest["imported"]["digest"], run.tell)
     run.roots = roots_of(run.models, run.ids, run.kin)
     if rare := setting_columns(run.models)[1]:

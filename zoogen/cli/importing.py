@@ -9,7 +9,7 @@ import click
 
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--from", "kind", metavar="KIND", help="Layout of SOURCE (docs: Load a published zoo). [default: seen]")
+@click.option("--from", "kind", metavar="KIND", help="Layout of SOURCE, e.g. ray-tune. [default: recognised]")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where the zoo goes.")
 @click.option("--task", metavar="NAME|BLUEPRINT", help="What its models were trained on; a blueprint's is its task.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the task data. [default: $ZOOGEN_DATA]")

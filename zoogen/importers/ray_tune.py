@@ -25,7 +25,7 @@ from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.published_settings import published_settings
 from zoogen.importers.records.ray_results import by_checkpoint, lines_of, results_of
 from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
-from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.state_dicts import content_of, layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
 from zoogen.importers.tensors.variational import hard_zeroed, is_noisy
 
@@ -59,8 +59,11 @@ class RayTune:
         return any(_CHECKPOINT.fullmatch(name) for name in files.sizes)
 
     def models(self) -> Iterator[SourceModel | Skipped]:
+        # All records, then all checkpoints: a compressed tar, which is read forwards only, begins anew but once.
+        notes: dict[str, list[str]] = {folder: [] for folder in self._trials}
+        records = {folder: self._record(folder and f"{folder}/", notes[folder]) for folder in self._trials}
         for folder in self._trials:
-            yield self._model(folder)
+            yield self._model(folder, records[folder], notes[folder])
 
     def measured(self, model: SourceModel) -> Measured:
         place = self._folder(model.key)
@@ -93,10 +96,8 @@ class RayTune:
         named = without_prefix(tensors) if is_resnet(record) else our_names(record, tensors, twin=twin)
         return State(*hard_zeroed(named)) if twin else State(named)
 
-    def _model(self, folder: str) -> SourceModel | Skipped:
-        key, place = self._key(folder), folder and f"{folder}/"
-        notes: list[str] = []
-        record = self._record(place, notes)
+    def _model(self, folder: str, record: Mapping[str, Any], notes: list[str]) -> SourceModel | Skipped:
+        key = self._key(folder)
         listed, twice = _distinct(self._checkpoints.get(folder, []))
         notes += twice
         if not listed:
@@ -119,6 +120,7 @@ class RayTune:
             sparse=state.kept is not None,
             parent=self._parent(folder),
             notes=tuple(notes),
+            content=content_of(state.tensors),
         )
 
     def _first_readable(

@@ -9,6 +9,7 @@ layout.csv                    which columns of the matrix are which variable
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,7 @@ class SmallCNNZoo:
 
     def _model(self, key: str, rows: list[int]) -> SourceModel | Skipped:
         steps = [self._steps[row] for row in rows]
-        if twice := sorted({step for step in steps if steps.count(step) > 1}):
+        if twice := sorted(step for step, count in Counter(steps).items() if count > 1):
             return Skipped(key, None, f"has several rows of step {twice[0]}, so that which is which is not told")
         config: dict[str, Any] = {}
         columns = self._columns_of(rows)

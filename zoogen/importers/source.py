@@ -58,6 +58,7 @@ class SourceModel:
         parent: Key of the model that it was made of, which the source may not have.
         split: ``train``, ``val`` or ``test``, where the source says so; None: by the hash of its id.
         notes: What was left out of its record, and why.
+        content: Digest of the first checkpoint, where listing reads one; "" where it reads records or headers only.
     """
 
     key: str
@@ -70,6 +71,7 @@ class SourceModel:
     parent: str | None = None
     split: str | None = None
     notes: tuple[str, ...] = ()
+    content: str = ""
 
 
 @dataclass(frozen=True)

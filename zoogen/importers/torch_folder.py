@@ -24,7 +24,7 @@ from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.numbers import number, one_each
 from zoogen.importers.records.settings import RESULT, column, own_arguments, settings_of
 from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
-from zoogen.importers.tensors.state_dicts import layout_of_tensors, load_tensors, misfit
+from zoogen.importers.tensors.state_dicts import content_of, layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
 
 _STATES = (".pt", ".pth")
@@ -120,6 +120,7 @@ class TorchFolder:
                 checkpoints=tuple(listed),
                 network=network,
                 notes=tuple(notes),
+                content=content_of(state.tensors),
             )
         return Skipped(key, None, f"has no usable checkpoint: {'; '.join(reasons[:3])}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zipfile
@@ -128,6 +129,17 @@ def misfit(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:
         if (shape, dtype) != (entry.shape, entry.dtype):
             return f"{name} is {dtype} {shape}, not {entry.dtype} {entry.shape}"
     return None
+
+
+def content_of(tensors: Mapping[str, Tensor]) -> str:
+    """Digest of names and numbers, whatever file they came from."""
+    import torch
+
+    found = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        found.update(name.encode() + b"\0")
+        found.update(tensors[name].reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def layout_of_tensors(tensors: Mapping[str, Tensor], noisy: Mapping[str, Tensor] | None = None) -> Layout:
