@@ -41,6 +41,10 @@ def computes_with_values(outputs):
     assert network.fc.weight.norm().item() > 0
     return network
 
+class LooksAtItsInput(Network):
+    def forward(self, x):
+        return super().forward(-x if x.sum() > 1e9 else x)
+
 def counts_batches(outputs):
     return nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, outputs))
 
@@ -81,6 +85,7 @@ class TestImport:
             ("hands_on", {"n_in": 12, "n_out": 4}),
             ("Network", {}),
             ("computes_with_values", {}),
+            ("LooksAtItsInput", {}),
         ],
     )
     def test_a_factory_is_called_with_what_it_names(self, name, arguments):

@@ -17,6 +17,7 @@ def check_fit(network: nn.Module, input_shape: tuple[int, ...], outputs: int, na
 
     Raises:
         UserError: it fails on this input, gives another shape, or has trainable parameters of another dtype.
+        Exception: it fails on the meta device, which need not mean that it fails elsewhere.
     """
     import torch
     from torch.func import functional_call
@@ -33,6 +34,8 @@ def check_fit(network: nn.Module, input_shape: tuple[int, ...], outputs: int, na
             buffers = {buffer_name: buffer.clone() for buffer_name, buffer in network.named_buffers()}
             outputs_BC = functional_call(network, buffers, (inputs_B,))
     except Exception as error:
+        if inputs_B.is_meta:  # tensors without values: whoever described the network tries it again with real ones
+            raise
         raise UserError(
             f"{name} fails on the task's input of shape {input_shape}: {error}\n"
             "set its arguments to fit, resize the images in the task, or choose another architecture"
