@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import fault_points
 import yaml
+from fault_points import Point, read_points
 
 from zoogen.build.pipeline import BuildOptions, Outcome
 from zoogen.build.pipeline import build as run_build
@@ -116,6 +119,21 @@ class Command:
     def output(self) -> str:
         return self.log.read_text()
 
+    def reach(self, phase: str, count: int, seconds: float = 60) -> None:
+        """Wait until a thread has entered ``phase`` for the ``count``-th time."""
+        self._wait_for(lambda point: point.phase == phase and point.count >= count, seconds)
+
+    def reach_hold(self, hold: Point, seconds: float = 60) -> None:
+        """Wait until a thread is where it is held."""
+        self._wait_for(lambda point: point.is_at(hold), seconds)
+
+    def _wait_for(self, there: Callable[[Point], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not any(there(point) for threads in read_points(self.points).values() for point in threads):
+            assert self.process.is_alive(), self.output
+            assert time.monotonic() < deadline, f"it never came: {read_points(self.points)}"
+            time.sleep(0.002)
+
 
 SLOW_IMPORTS = [
     "zoogen.build.pipeline", "zoogen.train.plain", "zoogen.train.run", "zoogen.store.derive", "zoogen.cli.main",
@@ -146,15 +164,17 @@ class Commands:
         *arguments: object,
         slow: float = 0.0,
         shard_bytes: int | None = None,
+        hold: Point | None = None,
         environment: dict[str, str] | None = None,
     ) -> Command:
-        """Start ``zoogen *arguments``; for ``slow`` and ``shard_bytes`` see ``fault_points.install``."""
+        """Start ``zoogen *arguments``; for ``slow``, ``shard_bytes`` and ``hold`` see ``fault_points.install``."""
         number = len(self._started)
         log, points = self._folder / f"log-{number}", self._folder / f"points-{number}"
         points.mkdir()
         given = {**os.environ, **(environment or {})}
+        faults = (slow, shard_bytes, hold)
         process = self._context.Process(
-            target=_run, args=([str(a) for a in arguments], str(log), str(points), slow, shard_bytes, given)
+            target=_run, args=([str(a) for a in arguments], str(log), str(points), faults, given)
         )
         process.start()
         self._started.append(Command(process, log, points))
@@ -162,14 +182,18 @@ class Commands:
 
 
 def _run(
-    arguments: list[str], log: str, points: str, slow: float, shard_bytes: int | None, environment: dict[str, str]
+    arguments: list[str],
+    log: str,
+    points: str,
+    faults: tuple[float, int | None, Point | None],
+    environment: dict[str, str],
 ) -> None:
     os.environ.clear()
     os.environ.update(environment)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    fault_points.install(Path(points), slow, shard_bytes)
+    fault_points.install(Path(points), *faults)
     from zoogen.cli.main import main
 
     sys.argv = ["zoogen", *arguments]

@@ -26,6 +26,10 @@ class Point:
     count: int
     detail: str
 
+    def is_at(self, hold: Point) -> bool:
+        """Whether it is there; a hold without detail is anywhere in its phase."""
+        return (self.phase, self.count) == (hold.phase, hold.count) and hold.detail in ("", self.detail)
+
 
 def read_points(folder: Path) -> dict[int, list[Point]]:
     """Process id -> where its threads are, of all that have said so."""
@@ -39,8 +43,9 @@ def read_points(folder: Path) -> dict[int, list[Point]]:
 
 
 class _Here:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, hold: Point | None) -> None:
         self._folder = folder
+        self._hold = hold
         self._counts: Counter[str] = Counter()  # a phase belongs to one of the threads
         self._files: dict[str, int] = {}
 
@@ -50,6 +55,8 @@ class _Here:
             self._files[thread] = os.open(self._folder / f"{os.getpid()}-{thread}", os.O_WRONLY | os.O_CREAT)
         line = f"{phase}|{self._counts[phase]}|{detail}"[: _LENGTH - 1].ljust(_LENGTH)
         os.pwrite(self._files[thread], line.encode(), 0)
+        if self._hold is not None and Point(phase, self._counts[phase], detail).is_at(self._hold):
+            time.sleep(600)  # until it is killed, however late that is
 
     @contextmanager
     def phase(self, name: str, detail: str) -> Iterator[None]:
@@ -59,7 +66,7 @@ class _Here:
         self.say("between", f"after {name}")
 
 
-def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
+def install(folder: Path, slow: float, shard_bytes: int | None = None, hold: Point | None = None) -> None:
     """Wrap the worker's steps.
 
     Args:
@@ -67,6 +74,7 @@ def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
         slow: Seconds spent before and after the rename, which else takes microseconds, and at the end of an epoch's
             training.
         shard_bytes: Seal shards before they exceed this, so that a tiny cohort has several.
+        hold: The thread that comes here goes no further.
     """
     from zoogen.build import storing
     from zoogen.plan import cohorts
@@ -74,7 +82,7 @@ def install(folder: Path, slow: float, shard_bytes: int | None = None) -> None:
     from zoogen.train.plain import PlainTrainer
     from zoogen.train.population.trainer import PopulationTrainer
 
-    here = _Here(folder)
+    here = _Here(folder, hold)
     save, seal, rename = work.Work.save, storing.seal_shard, os.rename
 
     def slow_training(train):

@@ -4,12 +4,10 @@ import json
 import re
 import shutil
 import signal
-import time
 
 import build_runs
 import pytest
 from build_runs import Recorder, build, everything, leftovers, rows, shards, write_blueprint
-from fault_points import read_points
 
 import zoogen
 from zoogen.build import programs
@@ -261,14 +259,8 @@ def test_a_population_killed_in_training_and_saving_ends_in_the_bytes_of_an_undi
     options = ("-o", zoo, "--executor", "serial", "--trainer", "population", "--kernel", "engine=native")
     build(blueprint, undisturbed, wish=Wish("population", {"engine": "native"}))
     for phase, count in (("train", 12), ("save", 3), ("rename", 1)):
-        run = command("build", blueprint, *options, slow=0.1)
-        deadline = time.monotonic() + 60
-        while not any(
-            p.phase == phase and p.count >= count for threads in read_points(run.points).values() for p in threads
-        ):
-            assert run.process.is_alive(), run.output
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        run = command("build", blueprint, *options, slow=0.3)
+        run.reach(phase, count)
         run.process.kill()
         assert run.wait() == -signal.SIGKILL
         assert not verify(zoo).damaged
