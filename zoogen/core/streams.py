@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from torch import Tensor
 
-Stream = Literal["init", "order", "augment", "dropout", "noise", "mask"]
+Stream = Literal["init", "order", "augment", "dropout", "noise", "mask", "mixture"]
 
 _MASK32 = 0xFFFFFFFF
 

@@ -97,7 +97,7 @@ class Mixture(Resumable):
 
     def _picked(self, epoch: int) -> np.ndarray:
         steps = torch.arange(epoch * self._length, (epoch + 1) * self._length)
-        drawn = uniform(stream_key(self._seed, "mask"), steps).double().numpy()
+        drawn = uniform(stream_key(self._seed, "mixture"), steps).double().numpy()
         # The last end may be rounded to below 1.
         return np.minimum(np.searchsorted(self._ends, drawn, side="right"), len(self._ends) - 1)
 
