@@ -98,22 +98,45 @@ def test_lines_that_name_their_checkpoint_belong_to_that_one(zoo):
     assert {e: m["test_loss"] for e, m in measured.by_epoch.items()} == {e: t["test_loss"] for e, t in before.items()}
 
 
+DAMAGED, JUNK = "damaged", '{"training_iteration": 1, '
+
+
 @pytest.mark.parametrize(
-    ("iterations", "extra", "expected"),
+    ("iterations", "checkpoints", "extra", "expected"),
     [
-        ([1, 2], {}, {0: 1, 1: 2}),  # Ray since 2.7: checkpoints 0 and 1 of iterations 1 and 2
-        ([0, 1], {}, {0: 0, 1: 1}),
-        ([1], {}, {1: 1}),  # an old Ray without a row for epoch 0
-        ([1, 2], {"experiment_id": "x"}, {1: 1, 2: 2}),
-        ([1, 2, 3, 4], {}, {}),  # a checkpoint every second iteration, or the first two
+        ([1, 2], [0, 1], {}, {0: 1, 1: 2}),  # Ray since 2.7: checkpoints 0 and 1 of iterations 1 and 2
+        ([0, 1], [0, 1], {}, {0: 0, 1: 1}),
+        ([1], [0, 1], {}, {1: 1}),  # an old Ray without a row for epoch 0
+        ([1, 2], [0, 1], {"experiment_id": "x"}, {1: 1, 2: 2}),
+        ([1, 2, 3, 4], [0, 1], {}, {}),  # a checkpoint every second iteration, or the first two
+        ([1, 2, 3, 3, 4, 5], [1, 2, 3, 4, 5], {}, {i: i for i in range(1, 6)}),  # a trial that was resumed
+        ([1, 2, 3, 4, 5], [1, 2, 3, 4], {}, {}),  # the last checkpoint, or the first, is lost
+        ([1, 2, 3, 4, 5], [2, 4], {}, {}),
+        ([1, 2, 3, 4], [2, 4], {}, {1: 1, 2: 2, 3: 3, 4: 4}),
+        ([1, 2, 3, 4, 5], [0, 2, 4], {}, {}),  # checkpoint 0 may be the untrained network, without a result
+        ([DAMAGED, 1, 2, 3, 4], [0, 1, 2, 3, 4], {}, {1: 1, 2: 2, 3: 3, 4: 4}),
+        ([DAMAGED, 2, 3, 4], [0, 1, 2, 3], {}, {1: 2, 2: 3, 3: 4}),
+        ([1, DAMAGED, 3], [0, 1, 2], {}, {0: 1, 2: 3}),
+        ([1, 2, DAMAGED], [1, 2, 3], {}, {1: 1, 2: 2}),
+        ([1, 2, DAMAGED], [0, 1, 2], {}, {0: 1, 1: 2}),
     ],
 )
-def test_results_are_assigned_only_where_it_is_known_to_which_checkpoint(zoo, iterations, extra, expected):
-    lines = [{"training_iteration": i, "test_loss": float(i)} | extra for i in iterations]
-    (zoo / "t/result.json").write_text("\n".join(map(json.dumps, lines)))
+def test_results_are_assigned_only_where_it_is_known_to_which_checkpoint(zoo, iterations, checkpoints, extra, expected):
+    lines = [
+        JUNK if i is DAMAGED else json.dumps({"training_iteration": i, "test_loss": i} | extra) for i in iterations
+    ]
+    (zoo / "t/result.json").write_text("\n".join(lines))
+    first = zoo / "t/checkpoint_000000"
+    for number in checkpoints:
+        if not (zoo / f"t/checkpoint_{number:06d}").exists():
+            shutil.copytree(first, zoo / f"t/checkpoint_{number:06d}")
+    for number in {0, 1} - set(checkpoints):
+        shutil.rmtree(zoo / f"t/checkpoint_{number:06d}")
     _, (measured,) = read(zoo)
     assert {e: m["test_loss"] for e, m in measured.by_epoch.items()} == expected
-    assert len(measured.notes) == (not expected)
+    assert len(measured.notes) == (not expected) + (DAMAGED in iterations)
+    known = sorted(i for i in iterations if i is not DAMAGED)
+    assert [m["test_loss"] for m in measured.others] == ([] if expected else known)
 
 
 def test_without_params_json_the_settings_of_the_results_count(zoo):
@@ -271,8 +294,16 @@ def test_only_numbers_of_so_many_names_are_kept_of_results(zoo):
     numbers = {f"n{i}": i for i in range(1500)}
     (zoo / "t/result.json").write_text(one_line(**numbers, config={"a": list(range(1000))}, text="x" * 1000))
     _, (measured,) = read(zoo)
-    assert len(measured.by_epoch[1]) == 1001  # and the iteration
-    assert "1,000 metrics or more" in measured.notes[0]
+    assert len(measured.by_epoch[1]) == 1000
+    assert "more than 1,000 metrics" in measured.notes[0]
+
+
+def test_numbers_within_mappings_and_lists_are_metrics_as_in_the_csv_of_ray(zoo):
+    (zoo / "t/result.json").write_text(one_line(eval={"acc": 0.5, "at": [1, 2.5]}, curve=[0.1, "x", [3]], text="x"))
+    _, (measured,) = read(zoo)
+    told = {k.removeprefix("source.result."): v for k, v in measured.by_epoch[1].items()}
+    own = {"training_iteration": 1, "test_loss": 0.5}
+    assert told == own | {"eval.acc": 0.5, "eval.at.0": 1, "eval.at.1": 2.5, "curve.0": 0.1, "curve.2.0": 3}
 
 
 def test_settings_under_one_key_are_told_apart_or_left_out(zoo):

@@ -23,7 +23,8 @@ from zoogen.importers.networks.published_cnns import network_of, our_names, with
 from zoogen.importers.networks.published_resnets import is_resnet, resnet_of
 from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.published_settings import published_settings
-from zoogen.importers.records.ray_results import by_checkpoint, lines_of, results_of
+from zoogen.importers.records.ray_checkpoints import by_checkpoint
+from zoogen.importers.records.ray_results import lines_of, results_of
 from zoogen.importers.source import SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
 from zoogen.importers.tensors.state_dicts import content_of, layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
@@ -72,13 +73,13 @@ class RayTune:
             if f"{place}{name}" in self.files.sizes:
                 try:
                     data = self.files.read(f"{place}{name}", _MOST_RESULTS)
-                    rows, lines = results_of(name, data, notes)
+                    results = results_of(name, data, notes)
                 except (IntegrityError, Unusable) as error:
                     notes.append(str(error))
                     continue
-                if rows:
-                    by_epoch = by_checkpoint(rows, model.checkpoints[-1].epoch, lines, notes)
-                    return Measured(by_epoch, tuple(notes))
+                if any(result is not None for result in results):
+                    by_epoch, others = by_checkpoint(results, {s.epoch for s in model.checkpoints}, notes)
+                    return Measured(by_epoch, tuple(notes), tuple(others))
         return Measured({}, (*notes, "has no results, so nothing is known of its losses and accuracies"))
 
     def state(self, model: SourceModel, stored: Stored) -> State:
@@ -165,7 +166,7 @@ class RayTune:
         if f"{place}result.json" in self.files.sizes:
             try:
                 for line in lines_of(self.files.read(f"{place}result.json", _MOST_RESULTS), []):
-                    if isinstance(line.get("config"), dict):
+                    if line is not None and isinstance(line.get("config"), dict):
                         return line["config"]
             except (IntegrityError, Unusable) as error:
                 notes.append(str(error))

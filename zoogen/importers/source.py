@@ -95,10 +95,17 @@ class State:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics by epoch, by our names; ``notes``: what could not be read."""
+    """Metrics by epoch, by our names.
+
+    Attributes:
+        by_epoch: Also of epochs without a checkpoint.
+        notes: What could not be read.
+        others: Of which it is not known at what epoch they were measured.
+    """
 
     by_epoch: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    others: tuple[Mapping[str, float], ...] = ()
 
 
 class Source(Protocol):
