@@ -64,10 +64,40 @@ def test_siblings_stay_together_where_their_parent_was_not_fetched(trial, tmp_pa
     assert len(models) == 24
     for parent, siblings in models.groupby("source.parent"):
         assert len(siblings) == 3
-        assert siblings["source.key"].str.contains(parent.removeprefix("pretraining/")).all()
+        assert siblings["source.key"].str.contains(f"{parent}/").all()
         assert set(siblings["split"]) == {side_of_name(parent)}
     assert models["split"].nunique() > 1
     assert models["source.root"].nunique() == models["source.parent"].nunique() == 8
+
+
+def test_fine_tunings_of_one_parent_alone_know_it_by_the_path_of_their_folder(trial, tmp_path):
+    write_tunings(trial, tmp_path / "vit", parents=1)
+    models = zoogen.open(take(tmp_path / "vit/finetuning/p0", tmp_path / "out").path).models
+    assert models["source.parent"].tolist() == ["p0"] * 3
+    assert set(models["split"]) == {side_of_name("p0")}
+
+
+@pytest.mark.parametrize("end", ["", "/checkpoint_000050", "/checkpoint_000050/checkpoints"])
+def test_sparse_twins_are_on_the_side_of_the_trials_they_began_from_also_of_another_source(trial, tmp_path, end):
+    names = [f"NN_tune_trainable_{i:05d}" for i in range(12)]
+    for name in names:
+        shutil.copytree(trial, tmp_path / f"zoo/{name}")
+        began = {"training::init_checkpoint_path": f"/netscratch/zoo/{name}{end}", "training::sample_epoch": 50}
+        shutil.copytree(trial, tmp_path / f"twins/twin_of_{name}")
+        (tmp_path / f"twins/twin_of_{name}/params.json").write_text(json.dumps(config() | began))
+    parents = zoogen.open(take(tmp_path / "zoo", tmp_path / "parents").path).models.set_index("source.key")
+    twins = zoogen.open(take(tmp_path / "twins", tmp_path / "apart").path).models
+    assert twins["source.parent"].tolist() == names
+    assert parents["split"].nunique() > 1
+    assert twins["split"].tolist() == parents.loc[names, "split"].tolist()
+    shutil.copytree(tmp_path / "zoo", tmp_path / "both/zoo")
+    shutil.copytree(tmp_path / "twins", tmp_path / "both/twins")
+    both = zoogen.open(take(tmp_path / "both", tmp_path / "together").path).models.set_index("source.key")
+    for name in names:
+        twin, parent = both.loc[f"twins/twin_of_{name}"], both.loc[f"zoo/{name}"]
+        assert twin["source.parent"] == f"zoo/{name}"
+        assert twin["source.root"] == parent["model_id"]
+        assert twin["split"] == parent["split"] == parents.loc[name, "split"]
 
 
 def test_siblings_stay_together_where_their_parent_is_unusable(trial, tmp_path):
@@ -84,7 +114,7 @@ def test_siblings_stay_together_where_their_parent_is_unusable(trial, tmp_path):
     assert pretrained["source.root"] == pretrained["model_id"]
     for parent, siblings in models.groupby("source.parent"):
         assert len(siblings) == 3
-        assert set(siblings["split"]) == {side_of_name(parent)}
+        assert set(siblings["split"]) == {side_of_name(parent.removeprefix("pretraining/"))}
 
 
 def named(key, parent=None):
@@ -95,13 +125,19 @@ def test_chains_go_up_to_the_oldest_and_families_to_their_first():
     chain = [named("child", "mother"), named("mother", "grandmother"), named("aunt", "grandmother"), named("other")]
     circle = [named("x", "y"), named("y", "x"), named("z", "x")]
     ids = {m.key: m.key.rjust(32, "0") for m in [*chain, *circle]}
+
+    def roots(models, kin):
+        found = roots_of(models, ids, kin)
+        assert all(root.id == root.split_key for root in found.values())
+        return {key: root.id for key, root in found.items()}
+
     absent = hashlib.blake2b(b"grandmother", digest_size=16).hexdigest()
-    assert roots_of(chain, ids, {}) == {"child": absent, "mother": absent, "aunt": absent, "other": ids["other"]}
+    assert roots(chain, {}) == {"child": absent, "mother": absent, "aunt": absent, "other": ids["other"]}
     present = [*chain, named("grandmother", "gone")]
-    assert set(list(roots_of(present, ids, {}).values())[:3]) == {hashlib.blake2b(b"gone", digest_size=16).hexdigest()}
-    assert roots_of(circle, ids, {}) == dict.fromkeys("xyz", ids["x"])
+    assert set(list(roots(present, {}).values())[:3]) == {hashlib.blake2b(b"gone", digest_size=16).hexdigest()}
+    assert roots(circle, {}) == dict.fromkeys("xyz", ids["x"])
     kin = {m.key: Kin(None, None, "other" if m.key == "child" else m.key) for m in chain}
-    assert roots_of(chain, ids, kin) == {k: ids["other" if k == "child" else k] for k in kin}
+    assert roots(chain, kin) == {k: ids["other" if k == "child" else k] for k in kin}
 
 
 @pytest.mark.parametrize("fetched", ["all", "children"])

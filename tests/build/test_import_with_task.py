@@ -87,7 +87,37 @@ def test_recorded_accuracies_are_computed_again_and_told(published, trained, tmp
     done = import_zoo(published, None, tmp_path / "zoo", lambda text: None, trained)
     assert done.check.models == 3
     assert done.check.difference < 1e-9
-    assert "test accuracy of 3 models computed again: as recorded, within 0.0000" in str(done)
+    assert re.search(r"test accuracy of \d states of 3 models computed again: as recorded, within 0.0000", str(done))
+
+
+def rewrite_results(trial, change):
+    """``change`` each line of a trial's results, a dictionary."""
+    lines = [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+    (trial / "result.json").write_text("".join(json.dumps(change(line)) + "\n" for line in lines))
+
+
+def test_scores_that_are_those_of_the_next_epoch_are_refused_though_the_last_one_is_right(source, trained, tmp_path):
+    for name in KINDS:
+        told = results(source / name)
+        moved = {epoch: told[min(epoch + 1, 2)]["test_acc"] for epoch in told}
+        rewrite_results(source / name, lambda line, moved=moved: line | {"test_acc": moved[line["training_iteration"]]})
+    with pytest.raises(UserError, match="do not score on task 'digits' what their records say"):
+        import_zoo(source, None, tmp_path / "zoo", lambda text: None, trained)
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_percentages_are_no_accuracies_and_that_nothing_was_checked_is_said(source, trained, tmp_path):
+    before = {name: results(source / name) for name in KINDS}
+    for name in KINDS:
+        rewrite_results(source / name, lambda line: line | {"test_acc": 100 * line["test_acc"]})
+    done = import_zoo(source, None, tmp_path / "zoo", lambda text: None, trained)
+    assert "no test accuracy was computed again" in str(done)
+    assert "3 models: has test_acc outside [0, 1], so it is called source.result.test_acc" in str(done)
+    zoo = zoogen.open(done.path)
+    assert "test_acc" not in zoo.checkpoints.columns
+    keys = dict(zip(zoo.models["model_id"], zoo.models["source.key"], strict=True))
+    for row in zoo.checkpoints.to_dict("records"):
+        assert row["source.result.test_acc"] == 100 * before[keys[row["model_id"]]][row["epoch"]]["test_acc"]
 
 
 def test_the_zoo_evaluates_to_what_is_recorded_at_every_epoch(published, imported):
@@ -195,7 +225,7 @@ def test_a_model_that_diverged_does_not_speak_against_the_task(source, trained, 
     state = torch.load(source / "t2/checkpoint_000002/checkpoints", weights_only=True)
     torch.save({k: t * torch.nan for k, t in state.items()}, source / "t2/checkpoint_000002/checkpoints")
     done = import_zoo(source, None, tmp_path / "zoo", lambda text: None, trained)
-    assert (done.check.models, done.diverged) == (2, 1)
+    assert (done.check.models, done.diverged) == (3, 1)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 9, 15, 23, 1000])

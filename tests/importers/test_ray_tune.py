@@ -208,7 +208,7 @@ def test_fine_tuned_models_name_their_parent(zoo, tmp_path):
     assert parents == {
         "pretraining/sl_seed_42": None,
         "finetuning/sl_seed_42/sl_ft_LR_0.1": "pretraining/sl_seed_42",
-        "finetuning/cl_seed_7/cl_ft_LR_0.1": "pretraining/cl_seed_7",  # which was not fetched
+        "finetuning/cl_seed_7/cl_ft_LR_0.1": "cl_seed_7",  # which was not fetched
     }
 
 

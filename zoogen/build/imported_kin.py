@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,14 +55,33 @@ def kin_columns(models: Sequence[SourceModel], kin: Mapping[str, Kin]) -> dict[s
     }
 
 
-def roots_of(models: Sequence[SourceModel], ids: Mapping[str, str], kin: Mapping[str, Kin]) -> dict[str, str]:
-    """What decides the side of every model, by key: the id of the first of its family, or of the one it goes back to.
+class Root(NamedTuple):
+    """What a model goes back to.
 
-    Of one that is not among the models the key is digested, so that all that go back to it have the same root still.
+    Attributes:
+        id: Of that model; of one that is not among the models, the digest of what it is called.
+        split_key: What is hashed for the model split.
+    """
+
+    id: str
+    split_key: str
+
+
+def roots_of(models: Sequence[SourceModel], ids: Mapping[str, str], kin: Mapping[str, Kin]) -> dict[str, Root]:
+    """The root of every model, by key: the first of its family, or the one it goes back to.
+
+    Where others know models by a name, it alone decides the side of the split. So twins and fine-tuned models that were
+    published apart from their parents are on the side of these.
     """
     above = {m.key: kin[m.key].family if m.key in kin else m.parent for m in models}
-    oldest = {key: _oldest(key, above) for key in above}
-    return {key: ids.get(root) or digest(root.encode()) for key, root in oldest.items()}
+    known_as = {m.key: m.known_as for m in models}
+    found = {}
+    for key in above:
+        root = _oldest(key, above)
+        root_id = ids.get(root) or digest(root.encode())
+        name = known_as.get(root) or (root.rpartition("/")[2] if known_as[key] and root not in known_as else "")
+        found[key] = Root(root_id, digest(name.encode()) if name else root_id)
+    return found
 
 
 def _oldest(key: str, above: Mapping[str, str | None]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zoogen.blueprint.records import ModelSplit
-from zoogen.build.imported_kin import kin_columns
+from zoogen.build.imported_kin import Root, kin_columns
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.records.settings import UNKNOWN_SEED
@@ -21,7 +21,7 @@ from zoogen.plan.table import model_split
 if TYPE_CHECKING:
     import pandas as pd
 
-VERSION = 2
+VERSION = 3
 """Raised when the same source would give other models, settings or weights."""
 
 _SETTINGS = ("architecture.", "training.", "task.", "source.config.")
@@ -31,7 +31,7 @@ _MOST_COLUMNS = 10_000
 def import_plan(
     models: Sequence[SourceModel],
     ids: Mapping[str, str],
-    roots: Mapping[str, str],
+    roots: Mapping[str, Root],
     cohort_of: Mapping[str, str],
     task_id: str | None,
     kin: Mapping[str, Kin],
@@ -41,22 +41,21 @@ def import_plan(
     Args:
         models: In the order of the source.
         ids: Model id of every key.
-        roots: What decides the side of every key, as ``roots_of`` finds it.
+        roots: What every key goes back to.
         cohort_of: model_id -> cohort, of those that are stored.
         task_id: Of the task that they were trained on; None: not known.
         kin: Relatives, by key, where the source compares its models; else empty.
 
     Returns:
-        ``model_id``, ``split`` (the source's own, or by the hash of the root), ``cohort_id``, ``architecture_id``,
-        ``task_id``, ``seed`` (-1: not recorded), ``source.key``, ``source.parent``, ``source.record`` (JSON), where
-        some have a parent or were compared ``source.root``, where they were compared ``source.digest``,
-        ``source.shared`` and ``source.family``, then every setting that ``setting_columns`` names.
+        ``model_id``, ``split`` (the source's own, or by the hash of what it goes back to), ``cohort_id``,
+        ``architecture_id``, ``task_id``, ``seed`` (-1: not recorded), ``source.key``, ``source.parent``,
+        ``source.record`` (JSON), where some have a parent or were compared ``source.root``, where they were compared
+        ``source.digest``, ``source.shared`` and ``source.family``, then every setting that ``setting_columns`` names.
     """
     import pandas as pd
 
     own = [ids[m.key] for m in models]
-    of = [roots[m.key] for m in models]
-    hashed = model_split(np.array(of, dtype="S32"), ModelSplit())
+    hashed = model_split(np.array([roots[m.key].split_key for m in models], dtype="S32"), ModelSplit())
     sides = [m.split or side for m, side in zip(models, hashed, strict=True)]
     columns: dict[str, Any] = {
         "model_id": pd.array(own, dtype="str"),
@@ -68,7 +67,11 @@ def import_plan(
         "source.key": pd.array([m.key for m in models], dtype="str"),
         "source.parent": pd.array([m.parent for m in models], dtype="str"),
         "source.record": pd.array([m.original for m in models], dtype="str"),
-        **({"source.root": pd.array(of, dtype="str")} if kin or any(m.parent for m in models) else {}),
+        **(
+            {"source.root": pd.array([roots[m.key].id for m in models], dtype="str")}
+            if kin or any(m.parent for m in models)
+            else {}
+        ),
         **kin_columns(models, kin),
     }
     names, _ = setting_columns(models)

@@ -13,9 +13,12 @@ import numpy as np
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.layout import Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job, Recording, Segment
+from zoogen.importers.records.plausible import plausible
+from zoogen.importers.records.settings import plain
 from zoogen.importers.source import Skipped, Source, SourceModel, State, Unusable
 from zoogen.importers.tensors.views import row_of
 from zoogen.store.cohorts import CohortRecord
+from zoogen.store.durable import disk_faults, write_file
 from zoogen.store.shard import seal_shard
 from zoogen.store.shard_info import DISK_DTYPES
 from zoogen.twins.measures import layer_sparsities
@@ -25,6 +28,7 @@ BYTES = 256 << 20
 """At most this many models, and about this many bytes of checkpoints, are in memory at once (or one checkpoint)."""
 
 _NOT_FINITE = "holds NaN or infinite numbers"
+_NO_STATE = "has results that are of no stored state"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class _Found:
     last: int | None = None  # last finite epoch
     diverged: int | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    unstored: list[Mapping[str, float]] = field(default_factory=list)  # measured where no state is stored
 
 
 def units_of(models: Sequence[SourceModel]) -> list[Unit]:
@@ -151,6 +156,7 @@ def seal_unit(
         cohort_id = digest(canonical_json([unit.unit_id, layout.layout_id, members, epochs]))
         record = _record(cohort_id, layout.layout_id, members, epochs, digest(f"shard {cohort_id}".encode()))
         parts.append((record, layout, alike))
+    _write_unstored(zoo, unit, found)
     publish([record for record, _, _ in parts])
     for record, layout, alike in parts:
         _seal(record, layout, alike, zoo, token)
@@ -159,6 +165,20 @@ def seal_unit(
         tuple(s for f in found for s in f.skipped),
         {f.model_id: f.diverged for f in found if f.diverged is not None},
     )
+
+
+def _write_unstored(zoo: Path, unit: Unit, found: Sequence[_Found]) -> None:
+    """What was measured at epochs that have no state here, or that are not known: it has no row in any table."""
+    lines = [
+        {"model_id": one.model_id, "key": one.model.key, **{name: plain(value) for name, value in told.items()}}
+        for one in found
+        for told in one.unstored
+    ]
+    if lines:
+        place = zoo / "logs" / "results" / f"{unit.unit_id}.jsonl"
+        with disk_faults(str(zoo), zoo, 1 << 16):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        write_file(place, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _record(
@@ -192,11 +212,18 @@ def _read(source: Source, model: SourceModel, model_id: str, epochs: Sequence[in
     found.last = max(found.rows, default=last)
     if tail and found.last is not None:
         found.diverged = tail[0]
-    if dead is None:
-        measured = source.measured(model)
-        found.metrics = measured.by_epoch
-        if epochs[0] == model.checkpoints[0].epoch:
-            found.skipped += [Skipped(model.key, None, note) for note in measured.notes]
+    first = epochs[0] == model.checkpoints[0].epoch
+    measured = plausible(source.measured(model))
+    found.metrics = measured.by_epoch
+    listed = {s.epoch for s in model.checkpoints}
+    for epoch, told in measured.by_epoch.items():
+        if (epoch in epochs and epoch not in found.rows) or (first and epoch not in listed):
+            found.unstored.append({"epoch": epoch, **told})
+    if first:
+        found.unstored += measured.others
+        found.skipped += [Skipped(model.key, None, note) for note in measured.notes]
+    if found.unstored:
+        found.skipped.append(Skipped(model.key, None, f"{_NO_STATE} ({len(found.unstored):,}, kept in logs/results/)"))
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from zoogen.build.imported_kin import find_kin, roots_of
+from zoogen.build.imported_kin import Root, find_kin, roots_of
 from zoogen.build.imported_table import (
     VERSION,
     described,
@@ -70,8 +70,7 @@ class Imported:
         diverged = f" ({self.diverged:,} diverged)" if self.diverged else ""
         lines = [f"{self.path}: {_counted(self.models, 'model')}{diverged}, {_counted(self.states, 'state')}"]
         if self.check is not None:
-            of = _counted(self.check.models, "model")
-            lines.append(f"  test accuracy of {of} computed again: as recorded, within {self.check.difference:.4f}")
+            lines.append(f"  {self.check}")
         counts = Counter((s.epoch is None, _kind(s.reason)) for s in self.skipped)
         lines += [
             f"  {_counted(count, 'model' if whole else 'checkpoint')}: {reason}"
@@ -93,7 +92,7 @@ class _Import:
     trained: Trained | None
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     kin: Mapping[str, Kin] = field(default_factory=dict)
-    roots: Mapping[str, str] = field(default_factory=dict)
+    roots: Mapping[str, Root] = field(default_factory=dict)
 
 
 def import_zoo(

@@ -22,6 +22,7 @@ from zoogen.importers.containers.files import Files
 from zoogen.importers.networks.published_cnns import network_of, our_names, without_prefix
 from zoogen.importers.networks.published_resnets import is_resnet, resnet_of
 from zoogen.importers.records.json_records import read_json
+from zoogen.importers.records.lineage import pretrained_of, trial_of
 from zoogen.importers.records.published_settings import published_settings
 from zoogen.importers.records.ray_checkpoints import by_checkpoint
 from zoogen.importers.records.ray_results import lines_of, results_of
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHECKPOINT = re.compile(r"(?:(.*)/)?checkpoint_(\d{1,9})/checkpoints")
-_FINETUNED = re.compile(r"(?:(.*)/)?finetuning/(?!pretraining/)([^/]+)/[^/]+")
 _RECORDS = ("params.json", "config.json")
 _RESULTS = ("result.json", "progress.csv")
 _MOST_RECORD, _MOST_RESULTS = 4 << 20, 64 << 20
@@ -119,7 +119,8 @@ class RayTune:
             checkpoints=tuple(listed),
             network=network,
             sparse=state.kept is not None,
-            parent=self._parent(folder),
+            parent=self._parent(folder, record),
+            known_as=folder.rpartition("/")[2] or self.files.name.partition(".")[0],
             notes=tuple(notes),
             content=content_of(state.tensors),
         )
@@ -214,16 +215,17 @@ class RayTune:
     def _folder(self, key: str) -> str:
         return "" if key == "." else f"{self._common}{key}/"
 
-    def _parent(self, folder: str) -> str | None:
-        """``finetuning/<pretrained>/<model>`` was made of ``pretraining/<pretrained>``, which may not be here."""
-        # The source may be the folder, or an archive, that is called so.
-        match = _FINETUNED.fullmatch(f"{self.files.name.partition('.')[0]}/{folder}")
-        if match is None:
+    def _parent(self, folder: str, record: Mapping[str, Any]) -> str | None:
+        """What a trial was made of: where its record says it began, or by its place in the ViT zoo."""
+        began = record.get("training::init_checkpoint_path")
+        if isinstance(began, str) and (name := trial_of(began)):
+            same = [other for other in self._trials if other.rpartition("/")[2] == name and other != folder]
+            return self._key(same[0]) if len(same) == 1 else name
+        pretrained = pretrained_of(f"{self.files.place}/{folder}".rstrip("/"))
+        if pretrained is None:
             return None
-        beside = (match[1] or "").partition("/")[2]
-        above = f"{beside}/pretraining/{match[2]}" if beside else f"pretraining/{match[2]}"
-        # What is common to all trials may end within ``finetuning``; then there is one such folder.
-        return self._key(above) if above.startswith(self._common) else f"pretraining/{match[2]}"
+        same = [other for other in self._trials if f"/{other}".endswith(f"/pretraining/{pretrained}")]
+        return self._key(same[0]) if len(same) == 1 else pretrained
 
 
 def _distinct(stored: list[Stored]) -> tuple[list[Stored], list[str]]:

@@ -55,7 +55,8 @@ class SourceModel:
         checkpoints: Ascending epochs.
         network: The architecture, where it is one of ours; else None, and ``layout`` has the source's own names.
         sparse: Its checkpoints come with a mask.
-        parent: Key of the model that it was made of, which the source may not have.
+        parent: Key of the model that it was made of; what that is called, where the source does not have it.
+        known_as: What models made of it, in this source or another, call it; "" where nothing does.
         split: ``train``, ``val`` or ``test``, where the source says so; None: by the hash of its id.
         notes: What was left out of its record, and why.
         content: Digest of the first checkpoint, where listing reads one; "" where it reads records or headers only.
@@ -69,6 +70,7 @@ class SourceModel:
     network: Network | None = None
     sparse: bool = False
     parent: str | None = None
+    known_as: str = ""
     split: str | None = None
     notes: tuple[str, ...] = ()
     content: str = ""

@@ -56,6 +56,7 @@ class ZipFiles:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.name = path.name
+        self.place = path.name.partition(".")[0]
         self._path = path
         self.sizes: dict[str, int] = {}
         self._members: dict[str, zipfile.ZipInfo] = {}
@@ -161,6 +162,7 @@ class TarFiles:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.name = path.name
+        self.place = path.name.partition(".")[0]
         self._path = path
         self.sizes: dict[str, int] = {}
         self._members: dict[str, tarfile.TarInfo] = {}

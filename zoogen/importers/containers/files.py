@@ -35,6 +35,7 @@ class Files(Protocol):
     """Files by name, in the order in which they are read fastest."""
 
     name: str  # of the folder or archive, for people
+    place: str  # the last names of a folder's path, or an archive's name, for layouts that are told by them
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -93,6 +94,7 @@ class FolderFiles:
 
     def __init__(self, path: Path, limits: Limits) -> None:
         self.name = path.resolve().name
+        self.place = "/".join(path.resolve().parts[-3:]).lstrip("/")
         self._path = path
         self.sizes: dict[str, int] = {}
         self.links: dict[str, str] = {}
@@ -133,6 +135,7 @@ class SingleFile:
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
+        self.place = path.name.partition(".")[0]
         self._path = path
         self.sizes = {checked_path(path.name, str(path)): path.stat().st_size}
 

@@ -74,6 +74,7 @@ class ListedFiles:
     def __init__(self, path: Path, limits: Limits | None = None) -> None:
         self.listed = read_list(path)
         self.name = path.resolve().parent.name
+        self.place = self.name
         self.sizes: dict[str, int] = {}
         self.links: dict[str, str] = {}
         self._folders: dict[str, FolderFiles] = {}
