@@ -181,6 +181,32 @@ def test_what_cannot_be_fitted_or_applied_says_why(zoo, selection, mixed_zoo, tm
         Normaliser.load(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        lambda s: s,
+        lambda s: s.select("epoch > 0"),
+        lambda s: s.finite(1e3),
+        lambda s: s.by_layout()[0],
+        lambda s: s.pairs().after,
+    ],
+    ids=["whole", "select", "finite", "by_layout", "pairs"],
+)
+def test_of_another_split_it_is_fitted_on_the_training_side_of_that_split(zoo, small_zoo, stored_rows, narrow):
+    """The sides of the split and the stored ones differ: a test model may be one that is stored as a training model."""
+    split = zoo.resplit("activation", test=["tanh"])
+    selection = narrow(split.select("train", "lr < 1"))
+    assert selection.models["split"].nunique() > 1
+    rows = stored_rows(small_zoo, selection.checkpoints).astype(np.float64)
+    normaliser = selection.normaliser()
+    assert normaliser.states == len(rows)
+    np.testing.assert_allclose(normaliser.shift, rows.mean(axis=0), rtol=0, atol=1e-14)
+    tests = narrow(split.select("test", "lr < 1"))
+    assert "train" in set(tests.models["split"])
+    with pytest.raises(UserError, match=r"training models.*\n.*split\.select"):
+        tests.normaliser()
+
+
 def test_half_precision_is_rounded_after_standardising(selection):
     normaliser = selection.normaliser()
     exact = selection.weights(normaliser=normaliser)

@@ -145,11 +145,12 @@ def fit(selection: Selection, kind: Kind) -> Normaliser:
     """See ``Selection.normaliser``."""
     if kind not in get_args(Kind):
         raise UserError(f"unknown kind of normaliser {kind!r}\n{suggest(str(kind), get_args(Kind))}")
-    training = selection.select(split="train")
+    training = selection.training()
     if len(selection) and not len(training):
+        some = 'zoo.select(split="train")' if selection.sides is None else 'split.select("train")'
         raise UserError(
             "a normaliser is fitted on training models, and this selection has none\n"
-            'fit it on a selection that has some, e.g. zoo.select(split="train").normaliser()'
+            f"fit it on a selection that has some, e.g. {some}.normaliser()"
         )
     layout = training.layout
     moments = Moments(layout.parameters)

@@ -42,9 +42,10 @@ class Selection:
     ``len`` is the number of states. Everything that comes back has its rows in the order of ``checkpoints``.
     """
 
-    def __init__(self, zoo: Zoo, rows: np.ndarray) -> None:
+    def __init__(self, zoo: Zoo, rows: np.ndarray, sides: np.ndarray | None = None) -> None:
         self.zoo = zoo
         self.rows = rows
+        self.sides = sides  # of the Resplit that it was taken from: "train", "val" or "test" of each model
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +73,7 @@ class Selection:
         masks += [filters.value_rows(tables, name, value) for name, value in settings.items()]
         if not masks:
             return self
-        return Selection(self.zoo, self.rows[np.logical_and.reduce(masks)[self.rows]])
+        return self._at(np.logical_and.reduce(masks)[self.rows])
 
     @cached_property
     def _models(self) -> np.ndarray:
@@ -193,13 +194,14 @@ class Selection:
 
     def finite(self, max_abs: float | None = None) -> Selection:
         """The states of this selection for which ``is_finite`` holds."""
-        return Selection(self.zoo, self.rows[self.is_finite(max_abs)])
+        return self._at(self.is_finite(max_abs))
 
     def normaliser(self, kind: Kind = "parameter") -> Normaliser:
         """Shift and scale of the weights, fitted on the training models of this selection and no others.
 
-        Reads their weights once, part by part. Hand it to ``weights``, ``dataset`` or ``stream`` of any selection of
-        the same layout.
+        They are those of the stored split or, in a selection that ``Resplit.select`` made, of that split. Reads their
+        weights once, part by part. Hand it to ``weights``, ``dataset`` or ``stream`` of any selection of the same
+        layout.
 
         Args:
             kind: "parameter": mean 0 and standard deviation 1 of every parameter over the states; "layer": the same
@@ -345,6 +347,16 @@ class Selection:
         order = Order(self.states(), how.width, batch, shuffle, seed, buffer, drop_last)
         return make_stream(self, target, how, order, device)
 
+    def _at(self, places: np.ndarray) -> Selection:
+        """Some states of this one, by place or mask."""
+        return Selection(self.zoo, self.rows[places], self.sides)
+
+    def training(self) -> Selection:
+        """The states of training models: of the split that the selection was taken from, else of the stored one."""
+        if self.sides is None:
+            return self.select(split="train")
+        return self._at(self.sides[self.zoo.tables.model_of[self.rows]] == "train")
+
     def states(self, rows: np.ndarray | None = None) -> States:
         """Where the states (or those of some rows of the checkpoints table) lie.
 
@@ -369,7 +381,7 @@ class Selection:
         found, codes = layouts_of(self.zoo, model_of)
         for code in range(len(found)):
             places = np.flatnonzero(codes == code)
-            yield places, Selection(self.zoo, self.rows[places])
+            yield places, self._at(places)
 
     @cached_property
     def _layout_id(self) -> str:

@@ -57,9 +57,13 @@ class Resplit:
         return self.sides == side
 
     def select(self, side: str, where: str | None = None, **conditions: Any) -> Selection:
-        """Stored states of the models on a side that fulfil the conditions, which are those of ``Zoo.select``."""
+        """Stored states of the models on a side that fulfil the conditions, which are those of ``Zoo.select``.
+
+        The selection remembers this split: its ``normaliser`` is fitted on the training side.
+        """
         found = self.zoo.select(where, **conditions)
-        return Selection(self.zoo, found.rows[self.mask(side)[self.zoo.tables.model_of[found.rows]]])
+        chosen = self.mask(side)[self.zoo.tables.model_of[found.rows]]
+        return Selection(self.zoo, found.rows[chosen], self.sides)
 
     def of(self, twins: Zoo) -> Resplit:
         """The same split of a twin zoo: every twin on its parent's side.

@@ -131,7 +131,7 @@ def pairs_of(selection: Selection) -> Pairs:
     chosen[selection.rows] = True
     kept = (tables.model_of[before] == tables.model_of[after]) & chosen[before] & chosen[after]
     order = np.argsort(before[kept])
-    return Pairs(*(Selected(selection.zoo, side[kept][order]) for side in (before, after)))
+    return Pairs(*(Selected(selection.zoo, side[kept][order], selection.sides) for side in (before, after)))
 
 
 def _ordered(selection: Selection) -> tuple[np.ndarray, np.ndarray]:
