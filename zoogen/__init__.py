@@ -45,7 +45,7 @@ def mix(
     resumable as ``Selection.stream`` is. A source that was gone through starts again, in another order.
 
     Args:
-        sources: Zoos or selections, whose layouts share their weight by their number of states, or streams, made by
+        sources: Zoos or selections, whose states all come equally often, of whatever layout, or streams, made by
             ``Selection.stream`` with settings of their own; and the share of the batches that comes from each
             (positive numbers, relative to their sum).
         batch: States per batch, at most.

@@ -58,6 +58,23 @@ def test_every_state_of_a_source_comes_before_any_comes_again(zoos):
     assert rounds[0] != rounds[1]
 
 
+def test_every_state_of_a_source_is_equally_frequent_whatever_its_layout(zoos):
+    """One layout fills a batch and more, the other a quarter of one."""
+    mixed = zoos[1]
+    one = mixed.select(hidden="[6]").models["model_id"][0]
+    source = mixed.select(f"hidden == '[4]' or model_id == '{one}'")
+    assert [len(part) for part in source.by_layout()] in ([8, 2], [2, 8])
+    n = 600
+    found = Counter()
+    for batch in zoogen.mix({source: 1}, batch=5, batches=n):
+        found.update(zip(batch.target["model_id"], batch.target["epoch"].tolist(), strict=True))
+    assert len(found) == len(source)
+    # A pass takes 2 + 1 batches, so each state comes n / 3 = 200 times on average; the 200 of the small layout are
+    # binomial, with standard error sqrt(600 / 3 * 2 / 3) = 11.5; the large one's are half the rest of the batches.
+    for key, count in found.items():
+        assert count == pytest.approx(n / 3, abs=4 * 11.5), key
+
+
 def same(one, other):
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):

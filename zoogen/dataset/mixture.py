@@ -125,16 +125,19 @@ def mix(
 
 
 def _streams(source: Any, batch: int, target: str | None, seed: int, device: Any) -> list[tuple[StateStream, float]]:
-    """Streams of a source, one per layout, with their share of its states."""
+    """Streams of a source, one per layout, with their share of its batches.
+
+    A stream that gives every state once has ``len`` batches, so by that share all states of a source are equally
+    frequent, also those of a layout that has too few for a whole batch.
+    """
     if isinstance(source, StateStream):
         return [(source, 1.0)]
     selection = source if isinstance(source, Selection) else source.select()
     if not len(selection):
         raise UserError(f"{selection!r} is empty, so nothing of it can be mixed in")
-    return [
-        (part.stream(batch, target, shuffle=True, seed=seed, device=device), len(part) / len(selection))
-        for part in selection.by_layout()
-    ]
+    streams = [part.stream(batch, target, shuffle=True, seed=seed, device=device) for part in selection.by_layout()]
+    total = sum(map(len, streams))
+    return [(stream, len(stream) / total) for stream in streams]
 
 
 def _count_alike(streams: list[StateStream]) -> tuple[Any, ...]:
