@@ -107,6 +107,9 @@ def test_conditions_may_be_chained_in_any_order(zoo):
         ({"epochs": "lst"}, "unknown epochs"),
         ({"epochs": slice(-1, None)}, "not negative"),
         ({"split": "training"}, "Did you mean 'train'?"),
+        ({"test_acc": 0.5}, 'zoo.select("test_acc > ...")'),
+        ({"ggap": 0.0}, 'zoo.select("ggap > ...")'),
+        ({"epoch": 3}, "write it as epochs="),
     ],
     ids=str,
 )

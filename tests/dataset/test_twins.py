@@ -79,6 +79,17 @@ def test_log_alpha_is_what_h5py_reads_and_masks_are_its_threshold(twin_zoos):
     assert np.array_equal(selection.kept(), found < 3)
 
 
+def test_a_keyword_means_the_setting_and_no_score_of_the_same_name(twin_zoos):
+    """Measured sparsity differs: whole weights are removed, and after no epoch none is."""
+    selection = zoogen.open(twin_zoos / "magnitude").select(sparsity=0.9)
+    models = pd.read_parquet(twin_zoos / "magnitude/models.parquet")
+    assert (models["sparsity"] != 0.9).all()
+    assert set(selection.models["model_id"]) == set(models["model_id"][models["training.sparsify.sparsity"] == 0.9])
+    assert len(selection.models) == 12
+    with pytest.raises(UserError, match=r"no setting.*sparsity > "):
+        zoogen.open(twin_zoos / "variational").select(sparsity=0.9)
+
+
 def test_zoos_without_masks_or_log_alpha_say_so(parents, twin_zoos):
     with pytest.raises(UserError, match="no sparse twins"):
         parents.select().kept()

@@ -73,13 +73,27 @@ def resolve(name: str, columns: Iterable[str], what: str = "column") -> str:
     return fitting[0]
 
 
+def setting(tables: Tables, name: str) -> str:
+    """The column of the models that the name of a setting means; a score of their last checkpoint is none.
+
+    Raises:
+        UserError: none or several fit.
+    """
+    states = set(tables.checkpoints.columns) - {"model_id", "shard_id", "row"}
+    known = [column for column in tables.models.columns if column not in states]
+    if name in states and not any(column.endswith(f".{name}") for column in known):
+        use = "epochs=..." if name == "epoch" else f'a condition: zoo.select("{name} > ...")'
+        raise UserError(f"{name!r} is no setting of models, each of their states has its own; write it as {use}")
+    return resolve(name, known, "setting")
+
+
 def value_rows(tables: Tables, name: str, wanted: Any) -> np.ndarray:
     """bool [states]: those of models whose setting ``name`` is ``wanted``, or one of several (list, tuple, set).
 
     Raises:
         UserError: there is no such setting, or no model has such a value.
     """
-    column = tables.models[resolve(name, tables.models.columns, "setting")]
+    column = tables.models[setting(tables, name)]
     options = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset, range, np.ndarray)) else [wanted]
     keep = np.zeros(len(column), bool)
     for option in options:

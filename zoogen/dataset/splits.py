@@ -86,7 +86,7 @@ def resplit(zoo: Zoo, by: str, test: Any, val: Any) -> Resplit:
     if zoo.manifest.get("parents"):
         return resplit(zoo.parent, _of_parents(zoo, by), test, val).of(zoo)
     models = zoo.tables.models
-    column = filters.resolve(by, models.columns, "setting")
+    column = filters.setting(zoo.tables, by)
     roots = _roots(zoo)
     # Asked of models instead of states, so that those without any have a side too.
     tables = replace(zoo.tables, model_of=np.arange(len(models)))
@@ -108,7 +108,7 @@ def leave_one_out(zoo: Zoo, by: str) -> dict[Any, Resplit]:
     top = zoo
     while top.manifest.get("parents"):
         by, top = _of_parents(top, by), top.parent
-    column = filters.resolve(by, top.tables.models.columns, "setting")
+    column = filters.setting(top.tables, by)
     # Of models that start anew: the value of a child does not decide where it goes.
     started = np.unique(_roots(top))
     values = values_of(top.tables.models[column].take(started))
@@ -177,7 +177,7 @@ def _of_parents(twins: Zoo, by: str) -> str:
         UserError: only the twins have it, and twins of one parent differ in it.
     """
     try:
-        return filters.resolve(by, twins.parent.tables.models.columns, "setting")
+        return filters.setting(twins.parent.tables, by)
     except UserError as error:
         raise UserError(
             f"{error}\ntwins stay on their parent's side, so they are split by settings of their parents"

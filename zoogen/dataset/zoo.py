@@ -127,7 +127,8 @@ class Zoo:
                 one (``test_acc`` at that epoch); ``final.test_acc`` is that of its model's last checkpoint.
             epochs: One epoch, several, a range or slice of epochs, or each model's "first" or "last" stored one.
             split: Side of the model split: "train", "val", "test", or several.
-            **settings: Values of model columns, one or a list; the unique end of a dotted name will do.
+            **settings: Values of the models' settings, one or a list; the unique end of a dotted name will do. Scores
+                are no settings: ``where`` takes conditions on them.
 
         Raises:
             UserError: an unknown column, value, epoch or split.
@@ -328,7 +329,7 @@ class Zoo:
             zoo.resplit("lr", test=[0.1]).select("train", epochs="last")
 
         Args:
-            by: Column of the models, or its unique end.
+            by: Setting of the models, or its unique end.
             test, val: Values of it that go to the test and the validation side; the rest is "train".
 
         Raises:
