@@ -10,6 +10,7 @@ import threading
 from copy import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
@@ -261,6 +262,20 @@ def test_metadata_of_a_batch_are_what_torch_collates_from_single_states(zoo):
                 assert torch.equal(about[name], values)
             else:
                 assert about[name] == values
+
+
+@pytest.mark.parametrize("kind", ["category", "str"])
+def test_a_text_factor_that_some_models_lack_is_empty_there(zoo, kind):
+    """As the kind of schedule's end where some models have no schedule."""
+    own = ["tanh", None, "relu"] * 4
+    zoo.tables.models["architecture.activation"] = pd.Series(own, dtype="str").astype(kind)
+    expected = dict(zip(zoo.models["model_id"], ["tanh", "", "relu"] * 4, strict=True))
+    selection = zoo.select()
+    for batches in (DataLoader(selection.dataset(), batch_size=7), selection.stream(7)):
+        found = {}
+        for _, about in batches:
+            found |= dict(zip(about["model_id"], about["architecture.activation"], strict=True))
+        assert found == expected
 
 
 def test_training_and_test_models_count_the_same_classes(zoo):

@@ -293,7 +293,8 @@ class Selection:
         """A ``torch.utils.data.Dataset`` of (weights float32 [P], target), or of (weights, metadata as a dict).
 
         It reads from the shards on access, in whatever process; numbers become float32 targets, other values the
-        position (int64) in its ``classes``.
+        position (int64) in its ``classes``. Metadata are model id, epoch, factors, seed and split; a factor that a
+        model lacks is NaN or, where it is text, "".
 
         Args:
             target: A column of checkpoints or models, e.g. ``test_acc`` or ``activation``.

@@ -27,7 +27,7 @@ class Targets:
     Attributes:
         values: float32 or int64 [states], or None where metadata are given.
         metadata: Columns by name, [states] each: numbers (float64 with NaN where a model lacks the setting), or text as
-            objects.
+            objects ("" where it lacks it).
         classes: Values that int64 targets count.
     """
 
@@ -112,14 +112,13 @@ def _counted(column: pd.Series, classes: Sequence[Any]) -> Targets:
 
 
 def _plain(column: pd.Series) -> np.ndarray:
-    """What torch's ``default_collate`` takes: int64, bool or float64, or objects that are text or numbers (NaN: the
-    model has no such setting).
+    """What torch's ``default_collate`` takes: int64, bool or float64, or text as objects.
+
+    Where a model has no such setting, a number is NaN and text is "": NaN among text cannot be collated.
     """
     kind = column.dtype.kind
     if kind in "iufb":
         dtype = {"i": np.int64, "u": np.int64, "b": np.bool_, "f": np.float64}[kind]
         return column.to_numpy(np.float64, na_value=np.nan) if column.hasnans else column.to_numpy(dtype)
-    if column.dtype == "str":
-        return column.to_numpy(object, na_value=np.nan)
-    values = [v if isinstance(v, (str, bool, int, float)) else float("nan") for v in column.tolist()]
-    return np.array(values, dtype=object)
+    told = zip(column.tolist(), column.notna().tolist(), strict=True)
+    return np.array([str(value) if there else "" for value, there in told], dtype=object)
