@@ -187,6 +187,48 @@ def test_with_workers_the_count_of_given_batches_is_enough(zoo, workers):
     same(list(DataLoader(stream, batch_size=None, num_workers=workers)), whole[5:])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_training_loop_that_sets_its_epochs_goes_on_within_one(zoo, workers):
+    def make():
+        return zoo.select().stream(3, shuffle=True, seed=1, buffer=9)
+
+    plain = make()
+    whole = [list(plain) for _ in range(3)]
+
+    def train(saved, stop):
+        """The loop of the page "Open a zoo", until ``stop`` batches are given."""
+        stream, given = make(), []
+        loader = DataLoader(stream, batch_size=None, num_workers=workers)
+        stream.load_state_dict(saved)
+        begin = saved["batch"]
+        for epoch in range(saved["epoch"], 3):
+            stream.set_epoch(epoch)
+            for count, batch in enumerate(loader, begin + 1):
+                given.append(batch)
+                if len(given) == stop:
+                    return given, {**saved, "epoch": epoch, "batch": count}
+            begin = 0
+        return given, saved
+
+    first, saved = train(make().state_dict(), len(whole[0]) + 4)
+    assert (saved["epoch"], saved["batch"]) == (1, 4)
+    second, _ = train(saved, None)
+    same(first + second, whole[0] + whole[1] + whole[2])
+
+
+def test_setting_an_epoch_starts_it_once_the_loaded_position_was_used(zoo):
+    stream = zoo.select().stream(6, shuffle=True)
+    whole = list(stream)
+    for again in (0, 1):
+        stream.load_state_dict({**stream.state_dict(), "epoch": 0, "batch": 2})
+        if again:
+            next(iter(stream))
+        else:
+            stream.set_epoch(1)
+        stream.set_epoch(0)
+        same(list(stream), whole)
+
+
 def test_an_epoch_left_early_begins_anew_and_a_finished_one_is_over(zoo):
     stream = zoo.select().stream(6, shuffle=True)
     first = next(iter(stream))

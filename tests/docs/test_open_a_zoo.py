@@ -52,6 +52,7 @@ def test_the_examples_give_what_they_say(names):
     assert names["pairs"].after.checkpoints["epoch"].unique().tolist() == [1, 5, 10]
     assert names["state"]["epoch"] == names["state"]["batch"] == 2
     assert len(names["rest"]) == len(names["stream"]) - 2
+    assert (names["saved"]["epoch"], names["saved"]["batch"]) == (1, len(names["stream"]))
     assert names["dataset"].classes == ("gelu", "relu", "sigmoid", "tanh")  # of all planned models
 
 

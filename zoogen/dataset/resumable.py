@@ -53,14 +53,16 @@ class Resumable(IterableDataset[Any]):
         self._epoch, self._done = epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch, counted from 0, that the next iteration gives from its start.
+        """The epoch, counted from 0, that the next iteration gives: from its start, or from where ``load_state_dict``
+        says, if it was called since the last iteration and names this epoch.
 
         Without workers epochs go on by themselves. A data loader with workers copies the dataset for every epoch
         (unless its workers are persistent), so there call this before each.
         """
         if epoch < 0:
             raise UserError(f"epochs count from 0, got {epoch}")
-        self._epoch, self._done, self._start = epoch, 0, 0
+        if epoch != self._epoch or not self._start:
+            self._epoch, self._done, self._start = epoch, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iteration stands, as plain numbers and text: ``epoch``, ``batch`` (batches given), ``of``.
