@@ -119,6 +119,21 @@ def test_states_of_several_layouts_are_not_stacked(mixed_zoo):
         zoo.stacked(zoo.select())
 
 
+def test_states_of_several_architectures_of_one_layout_are_not_stacked_but_one_by_one(zoo):
+    """Networks with tanh and with ReLU have the same tensors and compute different things."""
+    selection = zoo.select(epochs="last")
+    assert len(selection.by_layout()) == 1
+    architectures = zoo.models["architecture_id"].unique().tolist()
+    with pytest.raises(UserError, match=r"2 different architectures.*(\n.*)*\.by_architecture\(\)") as error:
+        zoo.stacked(selection)
+    assert all(name in str(error.value) for name in architectures)
+    parts = selection.by_architecture()
+    assert [part.architecture_id for part in parts] == architectures
+    assert [part.models["architecture.activation"].unique().tolist() for part in parts] == [["tanh"], ["relu"]]
+    assert sum(map(len, parts)) == len(selection)
+    assert all(len(zoo.stacked(part).params["fc1.bias"]) == len(part) for part in parts)
+
+
 def test_unknown_ids_are_refused(zoo):
     with pytest.raises(UserError, match="no model"):
         zoo.functional("zzzzzzzz")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoogen.core.errors import UserError, suggest
 from zoogen.core.layout import Layout
+from zoogen.dataset.layouts import only_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +89,7 @@ def model_like(zoo: Zoo, name: str | None) -> str:
 def stack_states(selection: Selection, device: torch.device | str = "cpu") -> Stacked:
     """See ``Zoo.stacked``."""
     layout = selection.layout
+    only_architecture(selection.zoo, selection.zoo.tables.model_of[selection.rows])
     rows = {"float32": torch.from_numpy(selection.weights()).to(device)}
     rows |= {dtype: _side(selection, dtype).to(device) for dtype in layout.side_dtypes}
     return stack_rows(layout, rows)

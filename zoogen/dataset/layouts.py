@@ -1,4 +1,4 @@
-"""Selections that hold models of several layouts: which there are, and what to say where only one will do."""
+"""Selections of several layouts or architectures: which there are, and what to say where only one will do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,26 @@ def only_layout(zoo: Zoo, models: np.ndarray) -> str:
         f"these states are of {len(layouts)} different layouts, which no one matrix holds:\n"
         + "\n".join(sorted({f"  {_described(zoo, name)}" for name in names}))
         + "\n"
-        + _advice(zoo, models)
+        + _advice(zoo, models, "by_layout")
+    )
+
+
+def only_architecture(zoo: Zoo, models: np.ndarray) -> str:
+    """The id of the architecture that all of these models have; networks of one layout may compute different things.
+
+    Raises:
+        UserError: they have several, or there are no models.
+    """
+    names = zoo.tables.models["architecture_id"].take(models).unique().tolist()
+    if len(names) == 1:
+        return str(names[0])
+    if not names:
+        raise UserError("this selection is empty, so it has no architecture")
+    raise UserError(
+        f"these states are of {len(names)} different architectures, which no one function computes:\n"
+        + "\n".join(f"  {name} {_described(zoo, name)}" for name in names)
+        + "\n"
+        + _advice(zoo, models, "by_architecture")
     )
 
 
@@ -56,7 +75,7 @@ def _described(zoo: Zoo, architecture_id: str) -> str:
     return f"{entry['name']}({arguments}): {zoo.layout(entry['layout']).parameters:,} parameters"
 
 
-def _advice(zoo: Zoo, rows: np.ndarray) -> str:
+def _advice(zoo: Zoo, rows: np.ndarray, method: str) -> str:
     models = zoo.tables.models.take(rows)
     differing = [
         key for key in models.columns
@@ -66,4 +85,4 @@ def _advice(zoo: Zoo, rows: np.ndarray) -> str:
     key = "architecture.name" if "architecture.name" in differing else (differing or ["architecture_id"])[0]
     value = models[key].iloc[0]
     shown = repr(value.item() if hasattr(value, "item") else value)
-    return f'take them one by one with .by_layout(), or narrow the selection, e.g. .select("{key} == {shown}")'
+    return f'take them one by one with .{method}(), or narrow the selection, e.g. .select("{key} == {shown}")'

@@ -12,7 +12,7 @@ from zoogen.core.errors import UserError
 from zoogen.core.layout import Layout
 from zoogen.dataset import filters
 from zoogen.dataset.columns import entries
-from zoogen.dataset.layouts import layouts_of, only_layout
+from zoogen.dataset.layouts import layouts_of, only_architecture, only_layout
 from zoogen.dataset.reading import Reading, reading
 from zoogen.dataset.shards import Shards, States
 from zoogen.dataset.trajectories import (
@@ -121,6 +121,15 @@ class Selection:
         return with_parent(self, columns)
 
     @property
+    def architecture_id(self) -> str:
+        """The architecture of its models.
+
+        Raises:
+            UserError: the selection holds models of several architectures, or none.
+        """
+        return only_architecture(self.zoo, self._models)
+
+    @property
     def layout(self) -> Layout:
         """How the rows of ``weights`` are divided into tensors.
 
@@ -132,6 +141,14 @@ class Selection:
     def by_layout(self) -> list[Selection]:
         """One selection per layout: states whose weights fit one matrix."""
         return [part for _, part in self.layout_parts()]
+
+    def by_architecture(self) -> list[Selection]:
+        """One selection per architecture: states of networks that compute the same function of their weights."""
+        import pandas as pd
+
+        architectures = self.zoo.tables.models["architecture_id"].take(self.zoo.tables.model_of[self.rows])
+        codes, names = pd.factorize(architectures)
+        return [self._at(codes == code) for code in range(len(names))]
 
     def weights(self, columns: Columns = None, *, dtype: Any = "float32", normaliser: Normaliser | None = None) -> Any:
         """float32 [states, P]: one row per state, in the order of ``checkpoints``.

@@ -250,7 +250,8 @@ class Zoo:
         """(function, template): a network as ``function(params, buffers, x) -> outputs``, for ``torch.func``.
 
         Args:
-            name: Id of an architecture (column ``architecture_id``), or of a model; its last state fills the template.
+            name: Id of an architecture (``Selection.architecture_id``), or of a model, whose last state fills the
+                template.
             allow: As for ``module``; so are the errors.
         """
         from zoogen.dataset.functional import make_functional
@@ -261,6 +262,7 @@ class Zoo:
         """(params, buffers) of the states of a selection by name, [n, ...] each, as ``functional`` takes them.
 
         Raises:
+            UserError: they are of several architectures; ``Selection.by_architecture`` takes them apart.
             UserError, IntegrityError, EnvironmentFault: as ``Selection.weights``.
         """
         from zoogen.dataset.functional import stack_states
