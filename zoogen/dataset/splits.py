@@ -83,35 +83,28 @@ class Resplit:
 
 def resplit(zoo: Zoo, by: str, test: Any, val: Any) -> Resplit:
     """See ``Zoo.resplit``."""
-    if zoo.manifest.get("parents"):
-        return resplit(zoo.parent, _of_parents(zoo, by), test, val).of(zoo)
-    models = zoo.tables.models
-    column = filters.setting(zoo.tables, by)
-    roots = _roots(zoo)
+    top, column, deciding = _deciding(zoo, by)
+    models = top.tables.models
     # Asked of models instead of states, so that those without any have a side too.
-    tables = replace(zoo.tables, model_of=np.arange(len(models)))
+    tables = replace(top.tables, model_of=np.arange(len(models)))
     on_test, on_val = (filters.value_rows(tables, column, _listed(v)) for v in (test, val))
     if (on_test & on_val).any():
         raise UserError(f"val and test share values of {column}; a value is on one side")
     sides = np.full(len(models), "train", object)
     sides[on_val], sides[on_test] = "val", "test"
-    sides = sides[roots]
+    sides = sides[deciding]
     for side in ("test", "train", *(["val"] if on_val.any() else [])):
         if not (sides == side).any():
-            deciding = values_of(models[column].take(np.unique(roots)))
-            raise UserError(f"no model is left for {side}: {column} has the values {_shown(deciding)}{_kept(roots)}")
+            values = values_of(models[column].take(np.unique(deciding)))
+            raise UserError(f"no model is left for {side}: {column} has the values {_shown(values)}{_kept(deciding)}")
     return Resplit(zoo, column, sides)
 
 
 def leave_one_out(zoo: Zoo, by: str) -> dict[Any, Resplit]:
     """See ``Zoo.leave_one_out``."""
-    top = zoo
-    while top.manifest.get("parents"):
-        by, top = _of_parents(top, by), top.parent
-    column = filters.setting(top.tables, by)
-    # Of models that start anew: the value of a child does not decide where it goes.
-    started = np.unique(_roots(top))
-    values = values_of(top.tables.models[column].take(started))
+    top, column, deciding = _deciding(zoo, by)
+    # Of the models that decide: the value of a child does not matter for where it goes.
+    values = values_of(top.tables.models[column].take(np.unique(deciding)))
     if len(values) < 2:
         raise UserError(f"every model has {column} = {_shown(values)}; to leave one value out takes two or more")
     return {value: resplit(zoo, column, [value], []) for value in values}
@@ -122,9 +115,22 @@ def values_of(column: pd.Series) -> list[Any]:
     return sorted(column.dropna().unique().tolist())
 
 
-def _kept(roots: np.ndarray) -> str:
-    own = len(np.unique(roots))
-    return f" among the {own:,} models that decide for their relatives" if own < len(roots) else ""
+def _kept(deciding: np.ndarray) -> str:
+    own = len(np.unique(deciding))
+    return f" among the {own:,} models that decide for their relatives" if own < len(deciding) else ""
+
+
+def _deciding(zoo: Zoo, by: str) -> tuple[Zoo, str, np.ndarray]:
+    """What decides on which side the models of a zoo are.
+
+    Returns:
+        The zoo that its models go back to (itself, or the parents of twins); the setting there that ``by`` means; and
+        the row there of the model that decides for each model here, int64 [models].
+    """
+    if not zoo.manifest.get("parents"):
+        return zoo, filters.setting(zoo.tables, by), _roots(zoo)
+    top, column, rows = _deciding(zoo.parent, _of_parents(zoo, by))
+    return top, column, rows[_rows_of_parents(zoo, zoo.parent)]
 
 
 def _roots(zoo: Zoo) -> np.ndarray:

@@ -332,7 +332,8 @@ class Zoo:
 
         Args:
             by: Setting of the models, or its unique end.
-            test, val: Values of it that go to the test and the validation side; the rest is "train".
+            test, val: Values of it that go to the test and the validation side; the rest is "train", also the models
+                that lack the setting.
 
         Raises:
             UserError: no such setting or value, a value on two sides, or a side without models.
@@ -342,7 +343,13 @@ class Zoo:
         return resplit(self, by, test, val)
 
     def leave_one_out(self, by: str) -> dict[Any, Resplit]:
-        """``resplit`` once for each value of a setting, which is the test side: value -> split."""
+        """``resplit`` once for each value of a setting, which is the test side: value -> split.
+
+        Models that lack the setting are training models every time; they are never tested.
+
+        Raises:
+            UserError: no such setting, or one with fewer than two values here.
+        """
         from zoogen.dataset.splits import leave_one_out
 
         return leave_one_out(self, by)
