@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 import zoogen
 from zoogen.core.errors import UserError
 from zoogen.dataset.mixture import MixedBatch
+from zoogen.dataset.reading import Reading
 
 
 @pytest.fixture
@@ -105,6 +107,38 @@ def test_it_is_deterministic_and_resumes_twice_in_an_epoch(zoos):
     same(given, whole[1])
     with pytest.raises(UserError, match="another iteration"):
         zoogen.mix({zoos[0]: 0.4, zoos[1]: 0.6}, batch=5, target="test_acc", seed=2).load_state_dict(state)
+
+
+def test_memory_does_not_grow_with_the_number_of_sources_and_batches_stay_the_same(small_zoo, monkeypatch):
+    """Every array that a window is read into is watched until it is freed."""
+    alive: dict[int, int] = {}
+    empty = Reading.empty
+
+    def watched(self, states):
+        made = empty(self, states)
+        alive[id(made)] = made.nbytes
+        weakref.finalize(made, alive.pop, id(made))
+        return made
+
+    monkeypatch.setattr(Reading, "empty", watched)
+    part = 610 * 4 * len(zoogen.open(small_zoo).select())  # bytes of the window of a source
+
+    def run(number):
+        mixture = zoogen.mix({zoogen.open(small_zoo): 1 for _ in range(number)}, batch=9, target="test_acc", batches=60)
+        given, most = [], 0
+        for batch in mixture:
+            given.append(batch)
+            most = max(most, sum(alive.values()))
+        assert len({batch.source for batch in given}) == number
+        return given, most
+
+    whole, most = run(8)
+    assert most == 8 * part
+    monkeypatch.setattr("zoogen.dataset.mixture._MOST_BYTES", int(3.5 * part))
+    for number in (4, 8):
+        bounded, most = run(number)
+        assert most == 3 * part
+    same(bounded, whole)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -354,6 +354,24 @@ def test_shuffling_takes_the_memory_of_two_windows(zoo, monkeypatch):
     assert len({id(memory) for memory in taken}) == 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_stream_that_gives_its_memory_back_goes_on_as_before(zoo, dtype):
+    stream = zoo.select().stream(3, dtype=dtype, shuffle=True, buffer=9)
+    whole = list(stream)
+    stream.set_epoch(0)
+    stream.release()
+    assert stream.held == 0
+    given = []
+    for batch in stream:
+        given.append(batch)
+        if len(given) < len(stream) - 6:  # two windows of nine states
+            assert stream.held == 2 * 9 * stream.parameters * (4 if dtype == "float32" else 2)
+        if len(given) % 4 == 0:
+            stream.release()
+            assert stream.held == 0
+    same(given, whole)
+
+
 def test_the_next_window_is_read_while_one_is_used_and_no_other(zoo, monkeypatch):
     stream = zoo.select().stream(3, shuffle=True, buffer=9)
     asked, original = [], type(stream._windows)._read

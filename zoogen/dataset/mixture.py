@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from zoogen.dataset.zoo import Zoo
 
 
+_MOST_BYTES = 1 << 30  # of the windows of all parts together: about ten parts keep theirs
+
+
 class MixedBatch(NamedTuple):
     """States of one layout from one source.
 
@@ -59,6 +62,7 @@ class Mixture(Resumable):
         self._length = sum(map(len, self._streams)) if batches is None else batches
         self._before: dict[int, np.ndarray] = {0: np.zeros(len(parts), np.int64)}
         self._known: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._used: dict[int, None] = {}  # parts that may hold windows, the one used last at the end
         self.classes = _count_alike(self._streams)
 
     def __len__(self) -> int:
@@ -71,12 +75,26 @@ class Mixture(Resumable):
         _, picked, places = self._known
         part, place = int(picked[number]), int(places[number])
         stream = self._streams[part]
-        return MixedBatch(self._sources[part], stream.layout_id, *stream.batch(*divmod(place, len(stream))))
+        made = MixedBatch(self._sources[part], stream.layout_id, *stream.batch(*divmod(place, len(stream))))
+        self._make_room(part)
+        return made
 
     def fingerprint(self) -> str:
         told = [stream.fingerprint() for stream in self._streams]
         settings = (self._sources, self._ends.tolist(), self._seed, self._length, told)
         return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
+
+    def _make_room(self, part: int) -> None:
+        """Let parts that were not used for long give their windows back: memory does not grow with the parts."""
+        self._used.pop(part, None)
+        self._used[part] = None
+        held = sum(self._streams[other].held for other in self._used)
+        for other in list(self._used)[:-1]:
+            if held <= _MOST_BYTES:
+                break
+            held -= self._streams[other].held
+            self._streams[other].release()
+            del self._used[other]
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Of each step of an epoch: the part it takes, and how many batches that part gave before."""

@@ -56,6 +56,15 @@ class StateStream(Resumable):
     def fingerprint(self) -> str:
         return self._order.fingerprint()
 
+    @property
+    def held(self) -> int:
+        """Bytes of weights in memory."""
+        return self._windows.held
+
+    def release(self) -> None:
+        """Give that memory back; the next batch reads its window again."""
+        self._windows.release()
+
     def batch(self, epoch: int, number: int) -> tuple[Tensor, Any]:
         """Batch ``number`` of an epoch: a function of these two, whatever was read before.
 

@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from zoogen.dataset.reading import Reading, Weights
 from zoogen.dataset.shards import Shards
@@ -36,6 +37,7 @@ class Window(NamedTuple):
 
 class _Coming(NamedTuple):
     key: Key
+    memory: Weights
     found: Future[Window]
     thread: Thread
     process: int
@@ -82,6 +84,18 @@ class WindowReader:
                 self._coming = self._begin(following, memory)
         return self.in_use
 
+    @property
+    def held(self) -> int:
+        """Bytes of weights in memory: of the window in use, and of the next."""
+        rows = [] if self.in_use is None else [self.in_use.rows]
+        return sum(map(_bytes_of, rows if self._coming is None else [*rows, self._coming.memory]))
+
+    def release(self) -> None:
+        """Give the memory of both windows back; a window that is asked for is then read again."""
+        if self._coming is not None and self._coming.process == os.getpid():
+            self._coming.thread.join()
+        self.in_use = self._coming = None
+
     def _arrived(self, key: Key) -> Window | None:
         """What the thread read, when it is done; None where that is another window, or was read before a fork."""
         coming, self._coming = self._coming, None
@@ -90,7 +104,7 @@ class WindowReader:
         coming.thread.join()
         return coming.found.result() if coming.key == key else None
 
-    def _begin(self, key: Key, memory: Weights | None) -> _Coming:
+    def _begin(self, key: Key, memory: Weights) -> _Coming:
         found: Future[Window] = Future()
 
         def run() -> None:
@@ -101,7 +115,7 @@ class WindowReader:
 
         thread = Thread(target=run, name="zoogen-window")
         thread.start()
-        return _Coming(key, found, thread, os.getpid())
+        return _Coming(key, memory, found, thread, os.getpid())
 
     def _read(self, key: Key, memory: Weights | None) -> Window:
         places, batches = self._order.window(*key)
@@ -109,3 +123,10 @@ class WindowReader:
             memory = self._how.empty(len(places))
         states = self._order.states.take(places)
         return Window(key, self._how.weights(self._shards, states, memory[: len(places)]), places, batches)
+
+
+def _bytes_of(rows: Weights) -> int:
+    """Of all the memory that these rows are a part of."""
+    if isinstance(rows, Tensor):
+        return rows.untyped_storage().nbytes()
+    return (rows if rows.base is None else rows.base).nbytes
