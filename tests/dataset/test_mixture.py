@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import weakref
 from collections import Counter
+from copy import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -170,6 +173,43 @@ def test_classes_are_counted_alike_in_all_sources(zoos):
     for batch in stream:
         seen[batch.source] |= {stream.classes[int(t)] for t in batch.target}
     assert seen == {0: {"b", "c"}, 1: {"a", "c"}}
+
+
+def test_its_tables_are_those_of_the_files_one_below_the_other(small_zoo, mixed_zoo, twin_zoos):
+    paths = [small_zoo, mixed_zoo, twin_zoos / "magnitude"]
+    small, mixed, twins = map(zoogen.open, paths)
+    sources = {small.select(epochs="last"): 1, mixed: 1, twins.select("sparsity > 0.8").stream(4): 1}
+    mixture = zoogen.mix(sources, batch=4)
+    keep = [lambda t: t.epoch == t.groupby("model_id").epoch.transform("max"), None, lambda t: t.sparsity > 0.8]
+    models, states = [], []
+    for source, (path, rows) in enumerate(zip(paths, keep, strict=True)):
+        own = pd.read_parquet(path / "checkpoints.parquet")
+        states.append(own.assign(source=source) if rows is None else own[rows(own)].assign(source=source))
+        of = pd.read_parquet(path / "models.parquet")
+        models.append(of[of["model_id"].isin(states[-1]["model_id"])].assign(source=source))
+    for found, parts in ((mixture.models, models), (mixture.checkpoints, states)):
+        expected = pd.concat(parts)
+        assert found.columns[0] == "source"
+        assert set(found) >= set(expected)
+        for name in {"source", "model_id", "epoch", "test_acc", "sparsity"} & set(found):
+            np.testing.assert_array_equal(found[name], expected[name])
+    rates = mixture.models["training.sparsify.sparsity"]
+    assert rates.isna().tolist() == (mixture.models["source"] < 2).tolist()
+    about = next(b for b in mixture if b.source == 2).target
+    rows = mixture.checkpoints.merge(
+        pd.DataFrame({"source": 2, "model_id": about["model_id"], "epoch": about["epoch"].numpy()})
+    )
+    assert len(rows) == len(about["model_id"])
+
+
+def test_tables_stay_here_when_a_mixture_goes_to_workers(zoos):
+    mixture = make(zoos)
+    assert b"training.optimizer.lr" not in pickle.dumps(mixture)
+    assert len(list(DataLoader(mixture, batch_size=None, num_workers=1, multiprocessing_context="spawn")))
+    assert len(mixture.models) == sum(map(len, zoos))
+    for other in (copy(mixture), zoogen.mix({copy(zoos[0].select().stream()): 1})):
+        with pytest.raises(UserError, match="a copy of a stream"):
+            _ = other.models
 
 
 def test_classes_and_numbers_do_not_mix(zoos):

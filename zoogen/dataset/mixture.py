@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from zoogen.dataset.stream import StateStream
 from zoogen.dataset.targets import recounted
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from zoogen.dataset.zoo import Zoo
 
 
@@ -52,8 +54,15 @@ class Mixture(Resumable):
         classes: Values that int64 targets count, the same for all sources.
     """
 
-    def __init__(self, parts: list[tuple[int, StateStream, float]], seed: int, batches: int | None) -> None:
+    def __init__(
+        self,
+        selections: list[Selection | None],
+        parts: list[tuple[int, StateStream, float]],
+        seed: int,
+        batches: int | None,
+    ) -> None:
         super().__init__()
+        self._selections = selections
         self._sources = [source for source, _, _ in parts]
         self._streams = [copy(stream) for _, stream, _ in parts]
         shares = np.array([share for _, _, share in parts])
@@ -65,8 +74,38 @@ class Mixture(Resumable):
         self._used: dict[int, None] = {}  # parts that may hold windows, the one used last at the end
         self.classes = _count_alike(self._streams)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_selections": [None]}  # their tables need not go to workers
+
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def models(self) -> pd.DataFrame:
+        """Models of all sources, one row each, with the number of their source in front.
+
+        What a zoo does not record is missing in its rows. A model that two sources hold has a row for each.
+
+        Raises:
+            UserError: this is a copy in another process, or made of copies.
+        """
+        return self._joined("models")
+
+    @property
+    def checkpoints(self) -> pd.DataFrame:
+        """States of all sources, as ``models``: ``source``, ``model_id`` and ``epoch`` say which one a row is."""
+        return self._joined("checkpoints")
+
+    def _joined(self, table: Literal["models", "checkpoints"]) -> pd.DataFrame:
+        import pandas as pd
+
+        tables: list[pd.DataFrame] = []
+        for selection in self._selections:
+            if selection is None:
+                raise UserError("a copy of a stream or of a mixture has no tables; ask the first one")
+            tables.append(getattr(selection, table))
+            tables[-1].insert(0, "source", len(tables) - 1)
+        return pd.concat(tables, ignore_index=True)
 
     def batch(self, epoch: int, number: int) -> MixedBatch:
         """Batch ``number`` of an epoch; the errors are those of ``StateStream.batch``."""
@@ -134,23 +173,30 @@ def mix(
         raise UserError("nothing to mix; give at least one zoo, e.g. zoogen.mix({zoo: 1.0})")
     if batches is not None and batches < 1:
         raise UserError(f"an epoch has at least one batch, got batches={batches}")
+    selections: list[Selection | None] = []
     parts: list[tuple[int, StateStream, float]] = []
     for number, (source, weight) in enumerate(sources.items()):
         if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
             raise UserError(f"mixture weights are positive numbers, source {number} ({source!r}) has {weight!r}")
-        parts += [(number, s, weight * share) for s, share in _streams(source, batch, target, seed, device)]
-    return Mixture(parts, seed, batches)
+        if isinstance(source, StateStream):
+            selections.append(source.selection)
+            parts.append((number, source, weight))
+            continue
+        selection = source if isinstance(source, Selection) else source.select()
+        selections.append(selection)
+        streams = _streams(selection, batch, target, seed, device)
+        parts += [(number, stream, weight * share) for stream, share in streams]
+    return Mixture(selections, parts, seed, batches)
 
 
-def _streams(source: Any, batch: int, target: str | None, seed: int, device: Any) -> list[tuple[StateStream, float]]:
-    """Streams of a source, one per layout, with their share of its batches.
+def _streams(
+    selection: Selection, batch: int, target: str | None, seed: int, device: Any
+) -> list[tuple[StateStream, float]]:
+    """Streams of a selection, one per layout, with their share of its batches.
 
     A stream that gives every state once has ``len`` batches, so by that share all states of a source are equally
     frequent, also those of a layout that has too few for a whole batch.
     """
-    if isinstance(source, StateStream):
-        return [(source, 1.0)]
-    selection = source if isinstance(source, Selection) else source.select()
     if not len(selection):
         raise UserError(f"{selection!r} is empty, so nothing of it can be mixed in")
     streams = [part.stream(batch, target, shuffle=True, seed=seed, device=device) for part in selection.by_layout()]

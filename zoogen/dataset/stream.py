@@ -34,21 +34,26 @@ class StateStream(Resumable):
         parameters: P, the length of a weights row.
         layout_id: Of the states.
         classes: Values that int64 targets count, or empty where targets are numbers or metadata.
+        selection: Its states; None in a copy, which is often one in another process.
     """
 
-    def __init__(self, shards: Shards, how: Reading, targets: Targets, order: Order, device: torch.device) -> None:
+    def __init__(
+        self, selection: Selection, how: Reading, targets: Targets, order: Order, device: torch.device
+    ) -> None:
         super().__init__()
+        self.selection: Selection | None = selection
         self.parameters = how.width
         self.layout_id = order.states.layout_id
         self.classes = targets.classes
         self.targets = targets
-        self._windows = WindowReader(shards, how, order)
+        self._windows = WindowReader(Shards(selection.zoo.path), how, order)
         self._order = order
         self._device = device
 
     def __getstate__(self) -> dict[str, Any]:
         # Of its own also where the copy stays in this process: a thread of this stream may be reading.
-        return {**self.__dict__, "_windows": copy(self._windows)}
+        # And without tables, which would go to every worker that is spawned.
+        return {**self.__dict__, "_windows": copy(self._windows), "selection": None}
 
     def __len__(self) -> int:
         return self._order.batches
@@ -98,7 +103,7 @@ class StateStream(Resumable):
 def make_stream(selection: Selection, target: str | None, how: Reading, order: Order, device: Any) -> StateStream:
     """See ``Selection.stream``."""
     targets = make_targets(selection, target)
-    return StateStream(Shards(selection.zoo.path), how, targets, order, torch.device(device))
+    return StateStream(selection, how, targets, order, torch.device(device))
 
 
 def _taken(rows: Weights, places: np.ndarray) -> Tensor:
