@@ -55,6 +55,32 @@ def test_shards_sealed_since_the_tables_were_made_are_served_too(small_zoo, copy
     pd.testing.assert_frame_equal(zoo.models, whole.models)
 
 
+def test_a_zoo_that_is_extended_between_opening_and_the_first_look_is_served_as_it_is_then(mixed_zoo, tmp_path):
+    """It is opened before the build writes the manifest with further architectures and layouts, and read after."""
+    copy = shutil.copytree(mixed_zoo, tmp_path / "zoo")
+    whole = (copy / "zoo.json").read_text()
+    before = json.loads(whole)
+    new = [name for name, entry in before["architectures"].items() if entry["hidden"] == [6]]
+    layouts = {before["architectures"].pop(name)["layout"] for name in new}
+    for name in layouts:
+        del before["layouts"][name]
+    before["tasks"] = {}
+    (copy / "zoo.json").write_text(json.dumps(before))
+    zoo = zoogen.open(copy)
+    (copy / "zoo.json").write_text(whole)
+    assert [len(part.weights()) for part in zoo.select().by_layout()] == [8, 8]
+    assert zoo.module(zoo.select(hidden="[6]").models["model_id"][0]) is not None
+    assert len(zoo.evaluate(zoo.select())) == len(zoo.checkpoints)
+
+
+def test_an_architecture_that_no_manifest_has_is_damage(copy):
+    manifest = json.loads((copy / "zoo.json").read_text())
+    manifest["architectures"].popitem()
+    (copy / "zoo.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="is missing or damaged"):
+        zoogen.open(copy).select().weights()
+
+
 def test_half_written_and_foreign_folders_are_not_served(small_zoo, copy):
     (copy / "shards" / ".tmp-half").mkdir()
     (copy / "shards" / "stranger").mkdir()

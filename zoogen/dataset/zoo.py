@@ -60,11 +60,8 @@ class Zoo:
     """
 
     def __init__(self, folder: ZooFolder, manifest: Mapping[str, Any]) -> None:
-        for key, kind in _MANIFEST.items():
-            if not isinstance(manifest.get(key), kind):
-                raise IntegrityError(f"{folder.path / MANIFEST_FILE}: {key!r} is missing or no {kind.__name__}")
         self.path = folder.path
-        self.manifest = manifest
+        self.manifest = _checked(folder, manifest)
         self.shards = Shards(folder.path)
         self._layouts: dict[str, Layout] = {}
         self._tasks: dict[tuple[str, Path | None], ZooTask] = {}
@@ -85,7 +82,13 @@ class Zoo:
     @cached_property
     def tables(self) -> Tables:
         """Both tables and the links between them."""
-        return read_tables(ZooFolder(self.path))
+        folder = ZooFolder(self.path)
+        tables = read_tables(folder)
+        for column, section in (("architecture_id", "architectures"), ("task_id", "tasks")):
+            if not set(tables.models[column].dropna().unique()) <= self.manifest[section].keys():
+                # The zoo was extended since it was opened; a build writes the manifest before the tables.
+                self.manifest = _checked(folder, folder.manifest())
+        return tables
 
     @property
     def models(self) -> pd.DataFrame:
@@ -410,3 +413,15 @@ class Zoo:
             shown = ", ".join(map(str, sorted(stored.tolist())))
             raise UserError(f"model {row['model_id']} has no state of epoch {epoch}{diverged}\nstored epochs: {shown}")
         return Selection(self, rows[stored == epoch][:1])
+
+
+def _checked(folder: ZooFolder, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest, if it has what every zoo's has.
+
+    Raises:
+        IntegrityError: something is missing or of another type.
+    """
+    for key, kind in _MANIFEST.items():
+        if not isinstance(manifest.get(key), kind):
+            raise IntegrityError(f"{folder.path / MANIFEST_FILE}: {key!r} is missing or no {kind.__name__}")
+    return manifest
