@@ -59,6 +59,11 @@ def test_tables_hold_what_the_files_hold(zoo, small_zoo):
         ({"activation": "tanh"}, lambda t: t[ACTIVATION] == "tanh"),
         ({"lr": [0.1, 0.001], "activation": "relu"}, lambda t: t[LR].isin([0.1, 0.001]) & (t[ACTIVATION] == "relu")),
         ({LR: 0.1}, lambda t: t[LR] == 0.1),
+        ({"lr": np.array([0.1])}, lambda t: t[LR] == 0.1),
+        ({"lr": pd.Series([0.1, 0.001], index=[7, 8])}, lambda t: t[LR].isin([0.1, 0.001])),
+        ({"diverged_epoch": pd.array([1, None], "Int64")[1:]}, lambda t: t.diverged_epoch.isna()),
+        ({"diverged_epoch": None}, lambda t: t.diverged_epoch.isna()),
+        ({"diverged_epoch": float("nan")}, lambda t: t.diverged_epoch.isna()),
         ({"epochs": 2}, lambda t: t.epoch == 2),
         ({"epochs": [0, 3]}, lambda t: t.epoch.isin([0, 3])),
         ({"epochs": np.array([0, 3])}, lambda t: t.epoch.isin([0, 3])),
@@ -80,6 +85,45 @@ def test_a_selection_has_the_rows_that_pandas_finds(zoo, plain, arguments, expec
     assert keys(selection.checkpoints) == keys(rows)
     assert len(selection) == len(rows)
     assert set(selection.models["model_id"]) == set(rows["model_id"])
+
+
+def test_the_ids_of_a_table_select_its_models(zoo):
+    ids = zoo.models.query("test_acc > 0.3")["model_id"]
+    assert 0 < len(ids) < len(zoo.models)
+    assert set(zoo.select(model_id=ids).models["model_id"]) == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        ([4], {"[4]"}),
+        ((4,), {"[4]"}),
+        ([[4]], {"[4]"}),
+        ("[4]", {"[4]"}),
+        ([[4], (6,)], {"[4]", "[6]"}),
+        (["[4]", [6]], {"[4]", "[6]"}),
+        (np.array([[4], [6]]), {"[4]", "[6]"}),
+        ([], set()),
+        ([[4, 4]], "values in this zoo: [4], [6]"),
+        ([5], "values in this zoo: [4], [6]"),
+    ],
+    ids=str,
+)
+def test_a_list_is_a_value_of_settings_that_are_lists(mixed_zoo, hidden, expected):
+    zoo = zoogen.open(mixed_zoo)
+    if isinstance(expected, str):
+        with pytest.raises(UserError) as error:
+            zoo.select(hidden=hidden)
+        assert expected in str(error.value)
+    else:
+        assert set(zoo.select(hidden=hidden).models["architecture.hidden"]) == expected
+
+
+@pytest.mark.parametrize("test", [[4], [[4]], "[4]"], ids=str)
+def test_settings_that_are_lists_split_models(mixed_zoo, test):
+    zoo = zoogen.open(mixed_zoo)
+    split = zoo.resplit("hidden", test=test)
+    assert np.array_equal(split.mask("test"), zoo.models["architecture.hidden"] == "[4]")
 
 
 def test_conditions_may_be_chained_in_any_order(zoo):

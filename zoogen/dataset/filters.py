@@ -6,6 +6,7 @@ model's; ``final.test_acc`` is the model's value at its last checkpoint.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,23 +89,41 @@ def setting(tables: Tables, name: str) -> str:
 
 
 def value_rows(tables: Tables, name: str, wanted: Any) -> np.ndarray:
-    """bool [states]: those of models whose setting ``name`` is ``wanted``, or one of several (list, tuple, set).
+    """bool [states]: those of models whose setting ``name`` is ``wanted``, or one of several.
+
+    Several may be a list, tuple, set, array or pandas column. Tables hold lists as JSON text, and a list asks for it:
+    ``hidden=[8, 8]`` is one value, ``hidden=[[8], [8, 8]]`` are two. None and NaN ask for what is missing.
 
     Raises:
         UserError: there is no such setting, or no model has such a value.
     """
+    import pandas as pd
+
     column = tables.models[setting(tables, name)]
-    options = list(wanted) if isinstance(wanted, (list, tuple, set, frozenset, range, np.ndarray)) else [wanted]
     keep = np.zeros(len(column), bool)
-    for option in options:
+    for option in _options(column, wanted):
         # Not isin: it would take 1 for True.
-        fits = column.isna() if option is None else _equal(column, option)
+        fits = column.isna() if pd.isna(option) else _equal(column, option)
         if not fits.any():
             values = sorted({str(v) for v in column.dropna().unique()})
             shown = ", ".join(values[:12]) + (", ..." if len(values) > 12 else "")
             raise UserError(f"no model has {column.name} = {option!r}\nvalues in this zoo: {shown or 'none'}")
         keep |= fits.to_numpy(bool, na_value=False)
     return keep[tables.model_of]
+
+
+def _options(column: pd.Series, wanted: Any) -> list[Any]:
+    """The values asked for, lists as the text that tables hold of them."""
+    wanted = wanted.tolist() if hasattr(wanted, "tolist") else wanted  # of NumPy and pandas
+    if not isinstance(wanted, (list, tuple, set, frozenset, range)):
+        return [_told(wanted)]
+    if wanted and isinstance(wanted, (list, tuple)) and _equal(column, _told(wanted)).any():
+        return [_told(wanted)]
+    return [_told(option) for option in wanted]
+
+
+def _told(value: Any) -> Any:
+    return json.dumps(value, default=str) if isinstance(value, (list, tuple, dict)) else value
 
 
 def _equal(column: pd.Series, option: Any) -> pd.Series:

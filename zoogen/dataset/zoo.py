@@ -130,8 +130,8 @@ class Zoo:
                 one (``test_acc`` at that epoch); ``final.test_acc`` is that of its model's last checkpoint.
             epochs: One epoch, several, a range or slice of epochs, or each model's "first" or "last" stored one.
             split: Side of the model split: "train", "val", "test", or several.
-            **settings: Values of the models' settings, one or a list; the unique end of a dotted name will do. Scores
-                are no settings: ``where`` takes conditions on them.
+            **settings: Values of the models' settings, one or several (a list, an array, a column of ``models``); the
+                unique end of a dotted name will do. Scores are no settings: ``where`` takes conditions on them.
 
         Raises:
             UserError: an unknown column, value, epoch or split.
