@@ -226,6 +226,14 @@ def test_a_selection_of_another_zoo_is_refused(zoo, mixed_zoo):
         zoo.evaluate(zoogen.open(mixed_zoo).select())
 
 
+def test_what_is_no_selection_is_refused(zoo):
+    ids = zoo.models["model_id"].tolist()
+    for take in (zoo.evaluate, zoo.stacked):
+        for given in (ids, ids[0], zoo):
+            with pytest.raises(UserError, match="takes a selection"):
+                take(given)
+
+
 def test_unknown_parts_and_devices_are_refused(zoo):
     with pytest.raises(UserError, match="Did you mean 'train'"):
         zoo.evaluate(zoo.select(), "training")
@@ -235,8 +243,10 @@ def test_unknown_parts_and_devices_are_refused(zoo):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_a_fault_of_the_machine(zoo):
-    with pytest.raises(EnvironmentFault, match="no GPU"):
-        zoo.evaluate(zoo.select(), device="cuda")
+    one = zoo.select(activation="tanh")
+    for ask in (zoo.evaluate, zoo.stacked, lambda s, device: s.stream(4, device=device)):
+        with pytest.raises(EnvironmentFault, match="no GPU"):
+            ask(one, device="cuda")
 
 
 def test_settings_of_torch_are_left_as_they_were(running_zoos):

@@ -224,6 +224,19 @@ def test_weights_are_positive_numbers(zoos, weight):
         zoogen.mix({zoos[0]: 1.0, zoos[1]: weight})
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int])
+def test_weights_of_numpy_are_numbers(zoos, kind):
+    one = zoogen.mix({zoos[0]: kind(1), zoos[1]: kind(3)}, batch=4, target="test_acc", batches=20)
+    same(list(one), list(zoogen.mix({zoos[0]: 0.25, zoos[1]: 0.75}, batch=4, target="test_acc", batches=20)))
+
+
+def test_sources_without_weights_and_what_is_no_source_are_refused(zoos, small_zoo):
+    with pytest.raises(UserError, match=r"explicit weights: .*got list"):
+        zoogen.mix(list(zoos))
+    with pytest.raises(UserError, match="zoos, selections and streams"):
+        zoogen.mix({str(small_zoo): 1})
+
+
 def test_nothing_to_mix_is_said(zoos):
     with pytest.raises(UserError, match="nothing to mix"):
         zoogen.mix({})

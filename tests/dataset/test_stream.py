@@ -454,3 +454,13 @@ def test_what_makes_no_stream_says_why(zoo):
         zoo.select(epochs=0).stream(1000, drop_last=True)
     with pytest.raises(UserError, match="test_acc"):
         zoo.select().stream(4, "test_ac")
+    with pytest.raises(UserError, match="unknown device"):
+        zoo.select().stream(4, device="gpu")
+
+
+@pytest.mark.parametrize("index", [slice(0, 3), [0, 1], "0", 1.0], ids=str)
+def test_a_state_of_a_dataset_is_taken_by_its_number(zoo, index):
+    dataset = zoo.select().dataset("test_acc")
+    assert torch.equal(dataset[np.int64(-1)][0], dataset[len(dataset) - 1][0])
+    with pytest.raises(UserError, match="by its number"):
+        dataset[index]

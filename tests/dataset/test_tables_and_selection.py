@@ -163,6 +163,12 @@ def test_what_is_not_there_is_named_with_what_is(zoo, arguments, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("where", [np.ones(38, bool), pd.Series(["x"]), ["lr > 0"], 3], ids=lambda w: type(w).__name__)
+def test_a_condition_that_is_no_text_is_refused(zoo, where):
+    with pytest.raises(UserError, match=rf"is text.*got {type(where).__name__}"):
+        zoo.select(where)
+
+
 def test_selecting_opens_no_weights(zoo, monkeypatch):
     opened = []
     original = ShardReader.__init__

@@ -134,6 +134,8 @@ def digits():
 def test_predictions_that_were_not_kept_are_an_error(mixed_zoo):
     with pytest.raises(UserError, match="test_predictions"):
         zoogen.open(mixed_zoo).select(hidden="[4]").predictions()
+    with pytest.raises(UserError, match="selection is empty"):
+        zoogen.open(mixed_zoo).select("test_acc > 2").predictions()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from zoogen.core.contracts import PartName
-from zoogen.core.errors import EnvironmentFault, UserError
+from zoogen.core.errors import UserError
 from zoogen.core.layout import Layout
 from zoogen.dataset import functional
+from zoogen.dataset.devices import usable_device
 from zoogen.dataset.functional import Functional, Stacked
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def evaluate(
 
     if selection.zoo is not zoo:
         raise UserError(f"the selection is of zoo {selection.zoo.name!r} at {selection.zoo.path}, evaluate it there")
-    place = _device(device)
+    place = usable_device(device)
     about = selection.joined("architecture_id", "task_id", *_precision_column(zoo))
     table = about[["model_id", "epoch"]].assign(loss=np.nan, acc=np.nan)
     classes: list[Any] = [None] * len(table)
@@ -170,7 +171,7 @@ def evaluate_weights(
     """See ``Zoo.evaluate_weights``."""
     import pandas as pd
 
-    scorer = _scorer(zoo, functional.model_like(zoo, like), part, _device(device), task, allow)
+    scorer = _scorer(zoo, functional.model_like(zoo, like), part, usable_device(device), task, allow)
     matrix = torch.as_tensor(weights)
     width = scorer.layout.parameters
     if matrix.ndim != 2 or matrix.shape[1] != width or not matrix.is_floating_point():
@@ -237,16 +238,6 @@ def _precision_column(zoo: Zoo) -> list[str]:
 def _small(predictions: np.ndarray, scorer: Scorer) -> np.ndarray:
     """The smallest unsigned type that counts the classes, as the store keeps predictions."""
     return predictions.astype(np.min_scalar_type(max(0, scorer.task.task.outputs - 1)))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device {name!r}; known: cpu, cuda, cuda:0, cuda:1, ...") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentFault("there is no GPU that torch can use here; evaluate with device='cpu'")
-    return device
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from copy import copy
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -169,6 +170,10 @@ def mix(
     device: Any = "cpu",
 ) -> Mixture:
     """See ``zoogen.mix``."""
+    if not isinstance(sources, Mapping):
+        raise UserError(
+            f"sources have explicit weights: zoogen.mix({{zoo: 0.5, other: 0.5}}), got {type(sources).__name__}"
+        )
     if not sources:
         raise UserError("nothing to mix; give at least one zoo, e.g. zoogen.mix({zoo: 1.0})")
     if batches is not None and batches < 1:
@@ -176,12 +181,16 @@ def mix(
     selections: list[Selection | None] = []
     parts: list[tuple[int, StateStream, float]] = []
     for number, (source, weight) in enumerate(sources.items()):
-        if not (isinstance(weight, (int, float)) and math.isfinite(weight) and weight > 0):
+        # Real: NumPy's numbers too.
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight > 0):
             raise UserError(f"mixture weights are positive numbers, source {number} ({source!r}) has {weight!r}")
+        weight = float(weight)
         if isinstance(source, StateStream):
             selections.append(source.selection)
             parts.append((number, source, weight))
             continue
+        if not hasattr(source, "select"):
+            raise UserError(f"zoos, selections and streams can be mixed, source {number} is {source!r}")
         selection = source if isinstance(source, Selection) else source.select()
         selections.append(selection)
         streams = _streams(selection, batch, target, seed, device)

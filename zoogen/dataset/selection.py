@@ -62,6 +62,11 @@ class Selection:
         **settings: Any,
     ) -> Selection:
         """The states of this selection that also fulfil these conditions; see ``Zoo.select``."""
+        if not (where is None or isinstance(where, str)):
+            raise UserError(
+                f'a condition is text, e.g. select("test_acc > 0.9"), got {type(where).__name__}\n'
+                "models of a table are selected by their ids: select(model_id=table.model_id)"
+            )
         tables = self.zoo.tables
         masks = []
         if where is not None:
@@ -262,6 +267,8 @@ class Selection:
         Raises:
             UserError: the zoo kept none, or the models are of several tasks.
         """
+        if not len(self):
+            raise UserError("this selection is empty, so it has no predictions")
         tasks = self.zoo.tables.models["task_id"].take(self._models).unique()
         if len(tasks) != 1:
             raise UserError(f"predictions are of one task, this selection has {len(tasks)}; select by task.name")
@@ -357,6 +364,7 @@ class Selection:
 
         Raises:
             UserError: as ``dataset``; or fewer states than a batch with ``drop_last``.
+            EnvironmentFault: there is no such GPU.
         """
         from zoogen.dataset.stream import make_stream
         from zoogen.dataset.windows import Order
@@ -404,3 +412,14 @@ class Selection:
     @cached_property
     def _layout_id(self) -> str:
         return only_layout(self.zoo, self._models)
+
+
+def expect_selection(given: Any) -> Selection:
+    """What was given, if it is a selection.
+
+    Raises:
+        UserError: it is something else: ids, say, or a zoo.
+    """
+    if not isinstance(given, Selection):
+        raise UserError(f"this takes a selection, e.g. zoo.select(model_id=[...]), got {type(given).__name__}")
+    return given

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from zoogen.core.errors import UserError
+from zoogen.dataset.devices import usable_device
 from zoogen.dataset.reading import Reading, Weights
 from zoogen.dataset.resumable import Resumable
 from zoogen.dataset.shards import Shards
@@ -103,7 +104,7 @@ class StateStream(Resumable):
 def make_stream(selection: Selection, target: str | None, how: Reading, order: Order, device: Any) -> StateStream:
     """See ``Selection.stream``."""
     targets = make_targets(selection, target)
-    return StateStream(selection, how, targets, order, torch.device(device))
+    return StateStream(selection, how, targets, order, usable_device(device))
 
 
 def _taken(rows: Weights, places: np.ndarray) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from zoogen.core.errors import UserError
 from zoogen.dataset.reading import Reading
 from zoogen.dataset.shards import Shards, States
 from zoogen.dataset.targets import Targets, make_targets
@@ -42,6 +44,13 @@ class StatesDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         """(weights [P], target), or (weights, {"model_id": ..., "epoch": ..., factors})."""
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise UserError(
+                f"a state is taken by its number, got {index!r}\n"
+                "several: torch.utils.data.Subset(dataset, range(0, 3)), or selection.weights()"
+            ) from None
         if not -len(self) <= index < len(self):
             raise IndexError(f"the dataset has {len(self)} states, asked for number {index}")
         return self.__getitems__([index % len(self)])[0]

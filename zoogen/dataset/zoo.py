@@ -13,7 +13,7 @@ import numpy as np
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.layout import Layout
 from zoogen.dataset.filters import Epochs
-from zoogen.dataset.selection import Selection
+from zoogen.dataset.selection import Selection, expect_selection
 from zoogen.dataset.shards import Shards
 from zoogen.dataset.tables import Tables, read_tables
 from zoogen.dataset.twins import Twins, find_twins, open_parent
@@ -268,9 +268,10 @@ class Zoo:
             UserError: they are of several architectures; ``Selection.by_architecture`` takes them apart.
             UserError, IntegrityError, EnvironmentFault: as ``Selection.weights``.
         """
+        from zoogen.dataset.devices import usable_device
         from zoogen.dataset.functional import stack_states
 
-        return stack_states(selection, device)
+        return stack_states(expect_selection(selection), usable_device(device))
 
     def evaluate(
         self,
@@ -298,6 +299,7 @@ class Zoo:
         """
         from zoogen.dataset.evaluate import evaluate
 
+        expect_selection(selection)
         return evaluate(self, selection, part, task=task, predictions=predictions, device=device, allow=allow)
 
     def evaluate_weights(
