@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import zoogen
 from zoogen.core.errors import UserError
+from zoogen.dataset.shards import Shards
 from zoogen.store.stack_file import StackFile
 
 
@@ -66,6 +69,43 @@ def test_a_weight_too_large_for_half_precision_is_refused_and_can_be_left_out(zo
     with pytest.raises(UserError, match=r"finite\(max_abs=65504\)"):
         selection.weights(dtype="float16")
     assert np.isfinite(selection.finite(max_abs=65504).weights(dtype="float16")).all()
+
+
+def replaced(selection, monkeypatch, value):
+    """The selection as if the first weight of its first state were ``value``."""
+    original = Shards.weights
+
+    def reading(self, states, columns, width, out=None):
+        rows = original(self, states, columns, width, out)
+        rows[0, 0] = value
+        return rows
+
+    monkeypatch.setattr(Shards, "weights", reading)
+    return selection
+
+
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38])
+def test_a_weight_too_large_for_bfloat16_is_told_with_the_bound_of_bfloat16(zoo, monkeypatch, value):
+    selection = replaced(zoo.select(), monkeypatch, value)
+    with pytest.raises(UserError, match=r"weight of 3\.4e\+38 does not fit bfloat16\n.*, or read float32$") as error:
+        selection.weights(dtype="bfloat16")
+    bound = float(re.search(r"max_abs=([^)]*)\)", str(error.value))[1])
+    largest = torch.finfo(torch.bfloat16).max
+    assert 0.99999 * largest < bound <= largest
+    assert torch.tensor(bound).bfloat16().isfinite()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.filterwarnings("error")
+def test_a_standardised_weight_too_large_for_its_type_is_an_error_and_no_infinity(zoo, monkeypatch, dtype):
+    """A parameter that hardly varied among the training models, and is large elsewhere."""
+    selection = zoo.select("lr < 1")
+    normaliser = selection.normaliser()
+    normaliser.scale[0] = 1e-5
+    with pytest.raises(UserError, match=r"standardised weight of 1e\+43 does not fit float32\n.*max_abs=\.\.\.\)$"):
+        replaced(selection, monkeypatch, 1e38).weights(dtype=dtype, normaliser=normaliser)
+    infinite = replaced(selection, monkeypatch, np.inf).weights(dtype=dtype, normaliser=normaliser)
+    assert np.isinf(float(infinite[0, 0])), "what is infinite in the zoo stays so"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int8", torch.float64])

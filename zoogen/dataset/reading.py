@@ -22,6 +22,7 @@ Weights = Any
 """NumPy array, or a torch tensor where NumPy lacks the type (bfloat16)."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_LARGEST = {"float32": 3.40282e38, "float16": 65504, "bfloat16": 3.38953e38}
 _SMALL = 1 << 30  # bytes that are allocated without looking at the free memory first
 _PART_BYTES = 16 << 20  # float32 rows that are converted at once
 
@@ -93,22 +94,29 @@ class Reading:
 
     def _converted(self, rows: np.ndarray) -> Weights:
         if self.shift is not None:
-            rows = ((rows - self.shift) / self.scale).astype(np.float32)
-        if self.dtype == "float32":
-            return rows
-        if self.dtype == "bfloat16":
+            rows = self._rounded((rows - self.shift) / self.scale, "float32")
+        return rows if self.dtype == "float32" else self._rounded(rows, self.dtype)
+
+    def _rounded(self, rows: np.ndarray, dtype: str) -> Weights:
+        """``rows`` in a smaller type; a number that it does not hold is an error."""
+        if dtype == "bfloat16":
             import torch
 
             found: Weights = torch.from_numpy(rows).bfloat16()
             infinite = found.isinf().numpy()
         else:
             with np.errstate(over="ignore"):  # looked for below
-                found = rows.astype(np.float16)
+                found = rows.astype(dtype)
             infinite = np.isinf(found)
         if infinite.any() and np.isfinite(large := rows[infinite]).any():
+            what = "a weight" if self.shift is None else "a standardised weight"
+            # What a weight was before it was standardised is another number.
+            bound = _LARGEST[dtype] if self.shift is None else "..."
+            others = [name for name in _BYTES if _LARGEST[name] > _LARGEST[dtype]]
             raise UserError(
-                f"a weight of {np.abs(large[np.isfinite(large)]).max():.6g} does not fit {self.dtype}\n"
-                "leave such states out with .finite(max_abs=65504), or read float32 or bfloat16"
+                f"{what} of {np.abs(large[np.isfinite(large)]).max():.6g} does not fit {dtype}\n"
+                f"leave such states out with .finite(max_abs={bound})"
+                + (f", or read {' or '.join(others)}" if others else "")
             )
         return found
 
