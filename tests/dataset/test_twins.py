@@ -241,6 +241,41 @@ def test_a_twin_before_its_first_step_with_nothing_removed_drops_nothing(twin_zo
     assert (start["parent_epoch"] == 2).all()
 
 
+@pytest.mark.parametrize("name", ["magnitude", "variational"])
+def test_parents_have_the_weights_that_their_twins_started_from_row_by_row(twin_zoos, stored_rows, name):
+    selection = zoogen.open(twin_zoos / name).select(epochs=[2, 0])
+    links = pd.read_parquet(twin_zoos / name / "models.parquet")[["model_id", "parent_id", "parent_epoch"]]
+    starts = selection.checkpoints[["model_id"]].merge(links, how="left", validate="many_to_one")
+    starts = pd.DataFrame({"model_id": starts["parent_id"], "epoch": starts["parent_epoch"]})
+    assert starts.duplicated().any()
+    parents = selection.parents()
+    assert parents.checkpoints[["model_id", "epoch"]].values.tolist() == starts.values.tolist()
+    assert np.array_equal(parents.weights(), stored_rows(twin_zoos / "parents", starts))
+    stream = parents.stream(7, "test_acc", shuffle=True)
+    assert sum(len(w) for w, _ in stream) == len(selection)
+    assert len(selection.select("test_acc > 2").parents()) == 0
+
+
+def test_a_twin_before_its_first_step_is_its_parent_with_weights_removed(twin_zoos):
+    selection = zoogen.open(twin_zoos / "magnitude").select(epochs=0)
+    expected = selection.parents().weights()
+    expected[:, selection.layout.prunable_places] *= selection.kept()
+    assert np.array_equal(selection.weights(), expected)
+
+
+def test_parents_are_on_the_side_of_their_twins(twin_zoos, stored_rows):
+    split = zoogen.open(twin_zoos / "magnitude").resplit("activation", test=["tanh"])
+    parents = split.select("train", epochs=0).parents()
+    assert parents.normaliser().states == len(parents)
+    with pytest.raises(UserError, match="training models"):
+        split.select("test", epochs=0).parents().normaliser()
+
+
+def test_zoos_without_parents_have_none_to_give(small_zoo):
+    with pytest.raises(UserError, match="no twins"):
+        zoogen.open(small_zoo).select().parents()
+
+
 def test_a_selection_and_named_columns_are_joined_alike(twin_zoos):
     twin = zoogen.open(twin_zoos / "magnitude")
     found = twin.select("sparsity > 0.8", epochs="last").with_parent("scope", "parent_id", "training.optimizer.lr")

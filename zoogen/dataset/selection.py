@@ -125,6 +125,18 @@ class Selection:
 
         return with_parent(self, columns)
 
+    def parents(self) -> Selection:
+        """The states of the parent zoo that these twins started from: one row per twin state, so some stand repeatedly.
+
+        ``twins.parents().weights()`` has the rows of ``twins.weights()``, before anything was removed.
+
+        Raises:
+            UserError, IntegrityError: as ``with_parent``.
+        """
+        from zoogen.dataset.twins import parents_of
+
+        return parents_of(self)
+
     @property
     def architecture_id(self) -> str:
         """The architecture of its models.

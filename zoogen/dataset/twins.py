@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from zoogen.core.errors import IntegrityError, UserError, ZoogenError
 from zoogen.store.durable import checked_name
 from zoogen.store.shard import shards_folder
@@ -16,7 +18,6 @@ from zoogen.store.shard_info import SHARD_FILE, read_shard_info
 from zoogen.store.zoo import CHECKPOINTS_TABLE, MANIFEST_FILE, MODELS_TABLE
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
     from zoogen.dataset.selection import Selection
@@ -217,10 +218,46 @@ def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
     twin = selection.zoo
+    places = _starts(selection)
+    _check_columns(twin, METHOD)
+    model_of = twin.tables.model_of[selection.rows]
+    table = selection.joined(*columns)
+    parent = twin.parent.tables.checkpoints
+    own = twin.tables.models[_LINKS].assign(method=twin.tables.models[METHOD].astype("str"))[["method", *_LINKS]]
+    theirs = parent[[n for n in parent.columns if n not in _PLACES]].add_prefix("parent.")
+    added = [own.take(model_of).reset_index(drop=True), theirs.take(places).reset_index(drop=True)]
+    table = pd.concat([table.drop(columns=[n for n in _LINKS if n in table]), *added], axis=1)
+    if "test_acc" in table and "parent.test_acc" in table:
+        table["acc_drop"] = table["parent.test_acc"] - table["test_acc"]
+    return table
+
+
+def parents_of(selection: Selection) -> Selection:
+    """See ``Selection.parents``."""
+    from zoogen.dataset.selection import Selection as Selected
+
+    rows, twin = _starts(selection), selection.zoo
+    if selection.sides is None:
+        return Selected(twin.parent, rows)
+    # A twin is on its parent's side, so parents are on their twins'.
+    sides = np.full(len(twin.parent.tables.models), None, object)
+    sides[twin.parent.tables.model_of[rows]] = selection.sides[twin.tables.model_of[selection.rows]]
+    return Selected(twin.parent, rows, sides)
+
+
+def _starts(selection: Selection) -> np.ndarray:
+    """int64 [states]: where each twin started, as a row of the checkpoints of the parent zoo.
+
+    Raises:
+        UserError: the zoo holds no twins, or its parent is not where it was.
+        IntegrityError: the parent zoo lacks the checkpoint of a twin, or a column is missing.
+    """
+    import pandas as pd
+
+    twin = selection.zoo
     parent = twin.parent.tables
     model_of = twin.tables.model_of[selection.rows]
-    if missing := {METHOD, *_LINKS} - set(twin.tables.models.columns):
-        raise IntegrityError(f"{twin.path / MODELS_TABLE}: columns {', '.join(sorted(missing))} are missing")
+    _check_columns(twin, *_LINKS)
     origins = twin.tables.models[_LINKS]
     keys = pd.MultiIndex.from_arrays([parent.checkpoints["model_id"], parent.epochs])
     if not keys.is_unique:
@@ -233,11 +270,9 @@ def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
             f"{twin.parent.path}: the tables lack the checkpoint of model {lost['parent_id']} at epoch "
             f"{lost['parent_epoch']}, from which a twin in {twin.path} started\n`zoogen verify` says why"
         )
-    table = selection.joined(*columns)
-    own = origins.assign(method=twin.tables.models[METHOD].astype("str"))[["method", *_LINKS]]
-    theirs = parent.checkpoints[[n for n in parent.checkpoints.columns if n not in _PLACES]].add_prefix("parent.")
-    added = [own.take(model_of).reset_index(drop=True), theirs.take(places).reset_index(drop=True)]
-    table = pd.concat([table.drop(columns=[n for n in _LINKS if n in table]), *added], axis=1)
-    if "test_acc" in table and "parent.test_acc" in table:
-        table["acc_drop"] = table["parent.test_acc"] - table["test_acc"]
-    return table
+    return places
+
+
+def _check_columns(twin: Zoo, *names: str) -> None:
+    if missing := set(names) - set(twin.tables.models.columns):
+        raise IntegrityError(f"{twin.path / MODELS_TABLE}: columns {', '.join(sorted(missing))} are missing")
