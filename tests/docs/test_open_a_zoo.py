@@ -19,6 +19,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"),
 def names(tmp_path_factory):
     """What the page's names stand for after its last block, on a third of the quickstart's models."""
     from zoogen.build.pipeline import BuildOptions, build
+    from zoogen.build.sparsify import SparsifyOptions, sparsify
     from zoogen.schedule import SerialExecutor, StopFlag
 
     class Silent:
@@ -33,6 +34,14 @@ def names(tmp_path_factory):
     options = BuildOptions(ROOT / "blueprints/quickstart.yaml", folder / "zoos/quickstart", where=where)
     outcome = build(options, SerialExecutor(), Silent(), StopFlag())
     assert outcome.trained == 24
+    recipe = """\
+method: {name: magnitude, sparsity: {grid: [0.5, 0.9]}}
+training: {epochs: 1}
+parents: {where: "status == 'trained'"}
+"""
+    out = folder / "zoos/quickstart-magnitude-v1"
+    twins = SparsifyOptions(options.out, None, recipe, (), BuildOptions(options.blueprint, out))
+    assert sparsify(twins, SerialExecutor(), Silent(), StopFlag()).trained == 48
     found: dict = {"folder": folder}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -54,6 +63,28 @@ def test_the_examples_give_what_they_say(names):
     assert len(names["rest"]) == len(names["stream"]) - 2
     assert (names["saved"]["epoch"], names["saved"]["batch"]) == (1, len(names["stream"]))
     assert names["dataset"].classes == ("gelu", "relu", "sigmoid", "tanh")  # of all planned models
+
+
+def test_networks_splits_and_twins_are_as_the_files_have_them(names, monkeypatch):
+    monkeypatch.chdir(names["folder"])
+    models = pd.read_parquet(names["folder"] / "zoos/quickstart/models.parquet").set_index("model_id")
+    assert models.loc[names["best"], "test_acc"] == models["test_acc"].max()
+    # float32 sums in another order: of 270 images, one may fall on the other side.
+    found = (names["outputs_MBC"].argmax(2) == names["y_B"]).float().mean(1)
+    ids = names["part"].checkpoints["model_id"]
+    np.testing.assert_allclose(found, models.loc[ids, "test_acc"], atol=1 / 270 + 1e-6)
+    trained = models[models["status"] == "trained"]
+    assert len(names["table"]) == len(names["noisy_NP"]) == (trained["architecture.activation"] == "tanh").sum()
+    assert set(names["train"].models["architecture.activation"]) == {"relu"}
+    assert names["train_normaliser"].states == len(names["train"]) == 12
+    assert names["rate"] == 0.1
+    moved_NP = names["moved_NP"]
+    assert len(moved_NP) == 24
+    # Nine of ten prunable weights were removed, so they moved by what they had been; biases and the others trained on.
+    assert names["kept_NW"].mean() == pytest.approx(0.1, abs=1e-3)
+    removed = moved_NP[:, names["sparse"].layout.prunable_places][~names["kept_NW"]]
+    before = names["sparse"].parents().weights()[:, names["sparse"].layout.prunable_places][~names["kept_NW"]]
+    np.testing.assert_array_equal(removed, -before)
 
 
 def test_the_probe_has_ten_lines_and_the_score_of_ridge_in_closed_form(names):
