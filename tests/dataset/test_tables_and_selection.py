@@ -91,6 +91,8 @@ def test_the_ids_of_a_table_select_its_models(zoo):
     ids = zoo.models.query("test_acc > 0.3")["model_id"]
     assert 0 < len(ids) < len(zoo.models)
     assert set(zoo.select(model_id=ids).models["model_id"]) == set(ids)
+    with pytest.raises(UserError, match="no model has model_id = 'x'"):
+        zoo.select(model_id=[*ids, "x"])
 
 
 @pytest.mark.parametrize(

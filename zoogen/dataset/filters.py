@@ -100,8 +100,11 @@ def value_rows(tables: Tables, name: str, wanted: Any) -> np.ndarray:
     import pandas as pd
 
     column = tables.models[setting(tables, name)]
+    options = _options(column, wanted)
+    if column.dtype == "str" and all(isinstance(o, str) for o in options) and set(options) <= set(column):
+        return column.isin(options).to_numpy(bool)[tables.model_of]  # at once: they may be thousands of ids
     keep = np.zeros(len(column), bool)
-    for option in _options(column, wanted):
+    for option in options:
         # Not isin: it would take 1 for True.
         fits = column.isna() if pd.isna(option) else _equal(column, option)
         if not fits.any():
