@@ -129,3 +129,10 @@ def twin_zoos(tmp_path_factory) -> Path:
     for name, recipe in TWIN_RECIPES.items():
         make_twins(folder / "parents", folder / name, recipe, sample=10 if name == "random" else None)
     return folder
+
+
+@pytest.fixture(scope="session")
+def few_twins(twin_zoos, tmp_path_factory) -> Path:
+    """Folder of twins of those ``parents`` that have seed 0 or 1: others have none."""
+    recipe = "{method: {name: random, sparsity: 0.5}, training: {epochs: 1}, parents: {where: seed != 2}}\n"
+    return make_twins(twin_zoos / "parents", tmp_path_factory.mktemp("few") / "twins", recipe)
