@@ -115,15 +115,15 @@ def test_it_is_deterministic_and_resumes_twice_in_an_epoch(zoos):
 def test_memory_does_not_grow_with_the_number_of_sources_and_batches_stay_the_same(small_zoo, monkeypatch):
     """Every array that a window is read into is watched until it is freed."""
     alive: dict[int, int] = {}
-    empty = Reading.empty
+    memory = Reading.memory
 
     def watched(self, states):
-        made = empty(self, states)
+        made = memory(self, states)
         alive[id(made)] = made.nbytes
         weakref.finalize(made, alive.pop, id(made))
         return made
 
-    monkeypatch.setattr(Reading, "empty", watched)
+    monkeypatch.setattr(Reading, "memory", watched)
     part = 610 * 4 * len(zoogen.open(small_zoo).select())  # bytes of the window of a source
 
     def run(number):

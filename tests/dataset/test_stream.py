@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 import zoogen
 from zoogen.core.errors import IntegrityError, UserError
+from zoogen.dataset.reading import Reading
 from zoogen.dataset.shards import States
 from zoogen.dataset.windows import Order
 from zoogen.store.stack_file import StackFile
@@ -338,20 +339,19 @@ def test_a_pickled_stream_leaves_its_window_behind(zoo):
     assert torch.equal(next(iter(copy))[0], next(iter(stream))[0])
 
 
-def test_shuffling_takes_the_memory_of_two_windows(zoo, monkeypatch):
-    """That of the one in use, and of the next; whole ones are read into the same two arrays again and again."""
-    stream = zoo.select().stream(3, shuffle=True, buffer=9)
-    taken, original = [], type(stream._windows)._read
-
-    def listening(self, key, memory):
-        window = original(self, key, memory)
-        taken.append(window.rows if window.rows.base is None else window.rows.base)
-        return window
-
-    monkeypatch.setattr(type(stream._windows), "_read", listening)
-    list(stream)
-    assert len(taken) == -(-len(zoo.select()) // 9) >= 4
-    assert len({id(memory) for memory in taken}) == 2
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("shuffle", "windows"), [(True, 2), (False, 3)])
+def test_memory_is_that_of_few_windows_and_no_batch_changes_later(zoo, monkeypatch, dtype, shuffle, windows):
+    """In order, the batch in use is part of its window while the next window is taken and the one after is read."""
+    made, original = [], Reading.memory
+    monkeypatch.setattr(Reading, "memory", lambda self, states: made.append(states) or original(self, states))
+    stream = zoo.select().stream(3, dtype=dtype, shuffle=shuffle, buffer=9)
+    given = [w.clone() for w, _ in stream]
+    assert len(given) >= 12
+    assert made == [9] * windows
+    stream.set_epoch(0)
+    kept = [w for w, _ in stream]  # all of them at once: no memory is used again
+    assert all(torch.equal(w, v) for w, v in zip(kept, given, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -86,11 +86,19 @@ class Reading:
 
     def empty(self, states: int) -> Weights:
         """[states, width], not filled, as ``weights`` takes it."""
+        return self.seen(self.memory(states))
+
+    def memory(self, states: int) -> np.ndarray:
+        """[states, width] of numbers of the size of ``dtype``, not filled."""
+        return np.empty((states, self.width), "int16" if self.dtype == "bfloat16" else self.dtype)
+
+    def seen(self, memory: np.ndarray) -> Weights:
+        """``memory`` as numbers of ``dtype``, no copy."""
         if self.dtype != "bfloat16":
-            return np.empty((states, self.width), self.dtype)
+            return memory
         import torch
 
-        return torch.empty((states, self.width), dtype=torch.bfloat16)
+        return torch.from_numpy(memory).view(torch.bfloat16)
 
     def _converted(self, rows: np.ndarray) -> Weights:
         if self.shift is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import Future
 from copy import copy
 from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from zoogen.dataset.reading import Reading, Weights
 from zoogen.dataset.shards import Shards
@@ -37,17 +37,41 @@ class Window(NamedTuple):
 
 class _Coming(NamedTuple):
     key: Key
-    memory: Weights
     found: Future[Window]
     thread: Thread
     process: int
 
 
-class WindowReader:
-    """Two windows at a time: the one in use, and the next.
+class _Memories:
+    """Memory that windows are read into, used again once no array lies in it: fresh memory costs a third of the time of
+    reading. Batches of a window that is not shuffled are parts of it, so they may lie in it for long.
+    """
 
-    Whoever uses a shuffled window copies its rows, so the memory of a window that was used up takes another one: fresh
-    memory costs a third of the time of reading. A copy, in another process or not, begins anew with files of its own.
+    def __init__(self, how: Reading) -> None:
+        self._how = how
+        self._owned: list[np.ndarray] = []
+
+    @property
+    def size(self) -> int:
+        return sum(one.nbytes for one in self._owned)
+
+    def take(self, states: int) -> Weights:
+        """Room for a window, of at least so many states."""
+        for place in range(len(self._owned)):
+            # One reference is that of the list, one that of the call: no array, no tensor, no window is in it.
+            if len(self._owned[place]) >= states and sys.getrefcount(self._owned[place]) <= 2:
+                return self._how.seen(self._owned[place])
+        # A third one: the last batch of a window is mostly kept until the first of the next is there.
+        self._owned = [*self._owned[-2:], self._how.memory(states)]
+        return self._how.seen(self._owned[-1])
+
+    def release(self) -> None:
+        self._owned.clear()
+
+
+class WindowReader:
+    """Two windows at a time: the one in use, and the next. A copy, in another process or not, begins anew with files of
+    its own.
 
     Attributes:
         in_use: The window that was asked for last.
@@ -57,6 +81,7 @@ class WindowReader:
         self._shards = shards
         self._how = how
         self._order = order
+        self._memories = _Memories(how)
         self.in_use: Window | None = None
         self._coming: _Coming | None = None
 
@@ -73,28 +98,27 @@ class WindowReader:
             IntegrityError: a shard is damaged; the message names it.
         """
         if self.in_use is None or self.in_use.key != key:
-            memory = self.in_use.rows if self.in_use is not None and self._order.shuffle else None
             self.in_use = None
-            self.in_use = self._arrived(key)
-            if self.in_use is None:
-                self.in_use, memory = self._read(key, memory), None
+            self.in_use = self._arrived(key) or self._read(key, self._memory(key))
             if following is not None:
-                # Taken here also where it is new: memory that a thread takes is given back to the system each time.
-                memory = self._how.empty(len(self.in_use.places)) if memory is None else memory
-                self._coming = self._begin(following, memory)
+                # Taken here: memory that a thread takes is given back to the system each time.
+                self._coming = self._begin(following, self._memory(following))
         return self.in_use
 
     @property
     def held(self) -> int:
-        """Bytes of weights in memory: of the window in use, and of the next."""
-        rows = [] if self.in_use is None else [self.in_use.rows]
-        return sum(map(_bytes_of, rows if self._coming is None else [*rows, self._coming.memory]))
+        """Bytes of weights in memory."""
+        return self._memories.size
 
     def release(self) -> None:
-        """Give the memory of both windows back; a window that is asked for is then read again."""
+        """Give the memory of all windows back; a window that is asked for is then read again."""
         if self._coming is not None and self._coming.process == os.getpid():
             self._coming.thread.join()
         self.in_use = self._coming = None
+        self._memories.release()
+
+    def _memory(self, key: Key) -> Weights:
+        return self._memories.take(self._order.window_states(key[1]))
 
     def _arrived(self, key: Key) -> Window | None:
         """What the thread read, when it is done; None where that is another window, or was read before a fork."""
@@ -115,18 +139,9 @@ class WindowReader:
 
         thread = Thread(target=run, name="zoogen-window")
         thread.start()
-        return _Coming(key, memory, found, thread, os.getpid())
+        return _Coming(key, found, thread, os.getpid())
 
-    def _read(self, key: Key, memory: Weights | None) -> Window:
+    def _read(self, key: Key, memory: Weights) -> Window:
         places, batches = self._order.window(*key)
-        if memory is None or len(memory) < len(places):
-            memory = self._how.empty(len(places))
         states = self._order.states.take(places)
         return Window(key, self._how.weights(self._shards, states, memory[: len(places)]), places, batches)
-
-
-def _bytes_of(rows: Weights) -> int:
-    """Of all the memory that these rows are a part of."""
-    if isinstance(rows, Tensor):
-        return rows.untyped_storage().nbytes()
-    return (rows if rows.base is None else rows.base).nbytes

@@ -70,6 +70,11 @@ class Order:
         batches = range(min(self.batches_per_window, left))
         return places, [order[b * self.batch : (b + 1) * self.batch] for b in batches]
 
+    def window_states(self, number: int) -> int:
+        """How many states window ``number`` of any epoch has."""
+        length = self.batches_per_window * self.batch
+        return min(length, len(self.states) - number * length)
+
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """Places of the states of each batch."""
         for number in range(-(-self.batches // self.batches_per_window)):
