@@ -15,7 +15,7 @@ from zoogen.store import FORMAT_VERSION
 from zoogen.store.durable import TEMPORARY, disk_faults, publish
 
 _VERSION_KEY = b"zoogen.format_version"
-_ROWS_PER_GROUP = 1 << 17
+ROWS_PER_GROUP = 1 << 17
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -37,7 +37,7 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
         )
         with writer:
             for table in tables:
-                writer.write_table(table.cast(schema), row_group_size=_ROWS_PER_GROUP)
+                writer.write_table(table.cast(schema), row_group_size=ROWS_PER_GROUP)
         file.flush()
         os.fsync(file.fileno())
 
@@ -72,7 +72,13 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
     """
     with blamed(path), pq.ParquetFile(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-        version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    check_schema(path, schema, expected)
+    return schema, rows
+
+
+def check_schema(path: Path, schema: pa.Schema, expected: Mapping[str, pa.DataType] | None = None) -> None:
+    """Of a file that is open already; raises as ``read_schema``."""
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
         raise IntegrityError(f"{path}: format version {version}, this zoogen reads {FORMAT_VERSION}")
     for name, kind in (expected or {}).items():
@@ -82,7 +88,6 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
     for field in schema:
         if schema.names.count(field.name) != 1 or not _plain(field.type):
             raise IntegrityError(f"{path}: column {field.name!r} of type {field.type} does not belong in a table")
-    return schema, rows
 
 
 def read_parquet(
@@ -96,7 +101,7 @@ def read_parquet(
     """
     _, rows = read_schema(path, expected)
     with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read(columns=columns, use_threads=rows >= _ROWS_PER_GROUP)
+        table = file.read(columns=columns, use_threads=rows >= ROWS_PER_GROUP)
         table.validate(full=True)
         return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,14 +222,19 @@ def layout_of(manifest: Mapping[str, Any], layout_id: str, zoo: Path) -> Layout:
     return layout
 
 
-def to_frame(table: pa.Table) -> pd.DataFrame:
-    """A DataFrame of NumPy columns; integers and booleans with gaps become ``Int64`` and ``boolean``, not floats."""
+def to_frame(table: pa.Table, gaps: Collection[str] | None = None) -> pd.DataFrame:
+    """A DataFrame of NumPy columns; integers and booleans with gaps become ``Int64`` and ``boolean``, not floats.
+
+    Args:
+        table: All rows of a table, or some.
+        gaps: Columns with gaps in the rows that are not among these, too; None: as found.
+    """
     import pandas as pd
 
     nullable = {pa.bool_(): pd.BooleanDtype()}
     nullable |= {t: pd.Int64Dtype() for t in (pa.int8(), pa.int16(), pa.int32(), pa.int64())}
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        mapper = nullable.get if column.null_count else None
+        mapper = nullable.get if (column.null_count if gaps is None else name in gaps) else None
         columns[name] = column.to_pandas(types_mapper=mapper)
     return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
