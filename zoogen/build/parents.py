@@ -49,7 +49,7 @@ class ParentZoo:
             )
         self._allow = allow
         self._zoo = open_zoo(path)
-        if "imported" in self.manifest and "sparsity" in self._zoo.tables.checkpoints:
+        if "imported" in self.manifest and "sparsity" in self._zoo.tables.state_names:
             raise UserError(f"{path} holds sparse twins already; make further ones of the dense models they came from")
 
     @property
@@ -150,10 +150,9 @@ class ParentZoo:
     def _best(self, rows: np.ndarray) -> np.ndarray:
         """Epoch with the best validation accuracy of each model, the earliest of equals."""
         tables = self._zoo.tables
-        checkpoints = tables.checkpoints
-        scores = (
-            checkpoints["val_acc"].to_numpy(float) if "val_acc" in checkpoints else np.full(len(checkpoints), np.nan)
-        )
+        scores = np.full(len(tables.epochs), np.nan)
+        if "val_acc" in tables.state_names:
+            scores = tables.state_columns(["val_acc"])["val_acc"].to_numpy(float)
         found = np.full(len(tables.models), -1)
         known = np.flatnonzero(np.isfinite(scores))
         order = known[np.lexsort((-tables.epochs[known], scores[known]))]
@@ -172,15 +171,14 @@ class ParentZoo:
             UserError: a checkpoint is not stored (of an epoch to rewind to, say).
         """
         tables = self._zoo.tables
-        ids, epochs = tables.checkpoints["model_id"].to_numpy(), tables.epochs
+        ids, epochs, codes = tables.ids[tables.model_of], tables.epochs, tables.shards[0]
         places = {(m, e): i for i, (m, e) in enumerate(zip(ids.tolist(), epochs.tolist(), strict=True)) if m in needed}
-        names = tables.checkpoints["shard_id"].to_numpy()
         wanted = [(model_id, epoch) for model_id, epochs_of in needed.items() for epoch in epochs_of]
         if gone := [key for key in wanted if key not in places]:
             epoch = gone[0][1]
             models = [model_id for model_id, at in gone if at == epoch]
             raise self._not_stored(np.flatnonzero(np.isin(tables.ids, models)).tolist(), epoch)
-        return sorted({names[places[key]] for key in wanted})
+        return sorted({tables.shard_names[codes[places[key]]] for key in wanted})
 
     def check(self, needed: Mapping[str, Collection[int]]) -> dict[str, str]:
         """Digests by id of these shards, all of them read and found whole.
@@ -234,11 +232,10 @@ def _read(zoo: Path, wanted: Collection[tuple[str, int]]) -> dict[tuple[str, int
     """Weights, side rows and test scores of some checkpoints."""
     opened = open_zoo(zoo)
     imported = "imported" in opened.manifest
-    checkpoints = opened.tables.checkpoints
-    mine = np.flatnonzero(np.isin(checkpoints["model_id"].to_numpy(), [m for m, _ in wanted]))
-    names = checkpoints["shard_id"].to_numpy()
+    tables = opened.tables
+    mine = np.flatnonzero(np.isin(tables.ids, [m for m, _ in wanted])[tables.model_of])
     found: dict[tuple[str, int], _Row] = {}
-    for shard_id in sorted(set(names[mine].tolist())):
+    for shard_id in sorted({tables.shard_names[code] for code in np.unique(tables.shards[0][mine])}):
         with ShardReader(shards_folder(zoo) / shard_id) as shard:
             table = read_shard_checkpoints(shard.folder, shard.info)
             keys = zip(table["model_id"].to_pylist(), table["epoch"].to_pylist(), strict=True)

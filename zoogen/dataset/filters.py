@@ -32,7 +32,7 @@ def predicate_rows(tables: Tables, where: str) -> np.ndarray:
         UserError: it is no predicate, or names a column that is not there.
     """
     predicate = parse(where)
-    own = set(tables.checkpoints.columns) - {"shard_id", "row"}
+    own = set(tables.state_names) - {"shard_id", "row"}
     known = [*own, *(f"{FINAL}{c}" if c in own and c != "model_id" else c for c in tables.models.columns)]
     used = set(predicate.resolve(dict.fromkeys(known)).values())
     if used & own - {"model_id"}:
@@ -46,15 +46,16 @@ def state_columns(tables: Tables, names: Iterable[str], rows: np.ndarray | None 
     """Columns of states (all, or some rows) by resolved name, those of their models joined."""
     import pandas as pd
 
-    rows = np.arange(len(tables.checkpoints)) if rows is None else rows
+    names = list(names)
+    model_of = tables.model_of if rows is None else tables.model_of[rows]
+    own = tables.state_columns([name for name in names if name in tables.state_names], rows)
     columns = {}
     for name in names:
-        if name in tables.checkpoints.columns:
-            columns[name] = tables.checkpoints[name].take(rows).reset_index(drop=True)
+        if name in own:
+            columns[name] = own[name]
         else:
-            column = tables.models[name.removeprefix(FINAL)]
-            columns[name] = column.take(tables.model_of[rows]).reset_index(drop=True)
-    return pd.DataFrame(columns, index=pd.RangeIndex(len(rows)))
+            columns[name] = tables.models[name.removeprefix(FINAL)].take(model_of).reset_index(drop=True)
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(model_of)), copy=False)
 
 
 def resolve(name: str, columns: Iterable[str], what: str = "column") -> str:
@@ -80,7 +81,7 @@ def setting(tables: Tables, name: str) -> str:
     Raises:
         UserError: none or several fit.
     """
-    states = set(tables.checkpoints.columns) - {"model_id", "shard_id", "row"}
+    states = set(tables.state_names) - {"model_id", "shard_id", "row"}
     known = [column for column in tables.models.columns if column not in states]
     if name in states and not any(column.endswith(f".{name}") for column in known):
         use = "epochs=..." if name == "epoch" else f'a condition: zoo.select("{name} > ...")'

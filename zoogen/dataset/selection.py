@@ -92,7 +92,15 @@ class Selection:
     @property
     def checkpoints(self) -> pd.DataFrame:
         """Rows of ``Zoo.checkpoints``: one per state, in the order of the weights."""
-        return self.zoo.tables.checkpoints.take(self.rows).reset_index(drop=True)
+        if self._few is not None:
+            return self._few.copy(deep=False)
+        return self.zoo.tables.state_columns(self.zoo.tables.state_names, self.rows)
+
+    @cached_property
+    def _few(self) -> pd.DataFrame | None:
+        """``checkpoints`` of few states: kept here, since the tables do not keep what they are taken from."""
+        tables = self.zoo.tables
+        return tables.state_columns(tables.state_names, self.rows) if tables.are_few(self.rows) else None
 
     def joined(self, *columns: str) -> pd.DataFrame:
         """``checkpoints`` with columns of their models joined: the ones named, else the zoo's factors, seed and split.
@@ -103,7 +111,7 @@ class Selection:
             UserError: no such column.
         """
         tables = self.zoo.tables
-        own = list(tables.checkpoints.columns)
+        own = list(tables.state_names)
         known = [f"{filters.FINAL}{c}" if c in own else c for c in tables.models.columns]
         wanted = [filters.resolve(c, [*own, *known]) for c in columns or (*self.zoo.factors, "seed", "split")]
         return filters.state_columns(tables, dict.fromkeys([*own, *wanted]), self.rows)

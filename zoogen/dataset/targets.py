@@ -70,7 +70,8 @@ def make_targets(selection: Selection, target: str | None) -> Targets:
     if column.dtype.kind in "iuf":
         return Targets(torch.tensor(column.to_numpy(np.float32)))
     # Of the whole zoo: training and test models must count the same classes.
-    source = zoo.tables.checkpoints if name in zoo.tables.checkpoints else zoo.tables.models
+    tables = zoo.tables
+    source = tables.state_columns([name]) if name in tables.state_names else tables.models
     return _counted(column, classes_of(source[name.removeprefix(filters.FINAL)], name))
 
 
@@ -88,7 +89,7 @@ def target_column(tables: Tables, target: str) -> str:
     Raises:
         UserError: none or several fit.
     """
-    known = [c for c in tables.checkpoints.columns if c not in ("shard_id", "row")]
+    known = [c for c in tables.state_names if c not in ("shard_id", "row")]
     models = [f"{filters.FINAL}{c}" if c in known else c for c in tables.models.columns]
     return filters.resolve(target, [*known, *models])
 

@@ -222,10 +222,10 @@ def with_parent(selection: Selection, columns: Sequence[str]) -> pd.DataFrame:
     _check_columns(twin, METHOD)
     model_of = twin.tables.model_of[selection.rows]
     table = selection.joined(*columns)
-    parent = twin.parent.tables.checkpoints
+    parent = twin.parent.tables
     own = twin.tables.models[_LINKS].assign(method=twin.tables.models[METHOD].astype("str"))[["method", *_LINKS]]
-    theirs = parent[[n for n in parent.columns if n not in _PLACES]].add_prefix("parent.")
-    added = [own.take(model_of).reset_index(drop=True), theirs.take(places).reset_index(drop=True)]
+    theirs = parent.state_columns([n for n in parent.state_names if n not in _PLACES], places).add_prefix("parent.")
+    added = [own.take(model_of).reset_index(drop=True), theirs]
     table = pd.concat([table.drop(columns=[n for n in _LINKS if n in table]), *added], axis=1)
     if "test_acc" in table and "parent.test_acc" in table:
         table["acc_drop"] = table["parent.test_acc"] - table["test_acc"]
@@ -259,11 +259,12 @@ def _starts(selection: Selection) -> np.ndarray:
     model_of = twin.tables.model_of[selection.rows]
     _check_columns(twin, *_LINKS)
     origins = twin.tables.models[_LINKS]
-    keys = pd.MultiIndex.from_arrays([parent.checkpoints["model_id"], parent.epochs])
+    keys = pd.MultiIndex.from_arrays([parent.model_of, parent.epochs])
     if not keys.is_unique:
         raise IntegrityError(f"{twin.parent.path / CHECKPOINTS_TABLE}: a state stands twice")
     # Once per model: its states share a parent.
-    places = keys.get_indexer(pd.MultiIndex.from_arrays([origins["parent_id"], origins["parent_epoch"]]))[model_of]
+    parents = parent.ids.get_indexer(pd.Index(origins["parent_id"]))
+    places = keys.get_indexer(pd.MultiIndex.from_arrays([parents, origins["parent_epoch"]]))[model_of]
     if (places < 0).any():
         lost = origins.iloc[model_of[places < 0][0]]
         raise IntegrityError(

@@ -107,7 +107,7 @@ class Zoo:
         planned = len(self.tables.models)
         models = f"{len(self):,} models" if len(self) == planned else f"{len(self):,} of {planned:,} planned models"
         factors = ", ".join(self.factors) or "none"
-        states = f"{len(self.tables.checkpoints):,} states"
+        states = f"{len(self.tables.epochs):,} states"
         return f"<zoo {self.name!r} version {self.version} at {self.path}: {models}, {states}; factors: {factors}>"
 
     def select(
@@ -136,7 +136,7 @@ class Zoo:
         Raises:
             UserError: an unknown column, value, epoch or split.
         """
-        everything = Selection(self, np.arange(len(self.tables.checkpoints)))
+        everything = Selection(self, np.arange(len(self.tables.epochs)))
         return everything.select(where, epochs=epochs, split=split, **settings)
 
     @cached_property

@@ -129,7 +129,7 @@ def summary(zoo: Zoo) -> Summary:
         path=str(zoo.path),
         models=len(models),
         by_status={status: int(counts.get(status, 0)) for status in _STATUSES},
-        states=len(tables.checkpoints),
+        states=len(tables.epochs),
         epochs=(int(epochs[0]), int(epochs[-1]), len(epochs)) if len(epochs) else (0, 0, 0),
         bytes_on_disk=zoo.bytes_on_disk(),
         weight_bytes=weight_bytes,

@@ -89,7 +89,7 @@ def choose_factors(settings: pd.DataFrame, final: np.ndarray) -> tuple[str | Non
 
 def _curves(zoo: Zoo) -> tuple[Curves, pd.DataFrame]:
     tables = zoo.tables
-    if not len(tables.checkpoints) or "test_acc" not in tables.checkpoints:
+    if not len(tables.epochs) or "test_acc" not in tables.state_names:
         raise UserError(f"zoo {zoo.name!r} has no stored test accuracies to draw yet; `zoogen build` trains models")
     stored = np.unique(tables.model_of)
     order = np.lexsort((tables.epochs, tables.model_of))
@@ -97,7 +97,7 @@ def _curves(zoo: Zoo) -> tuple[Curves, pd.DataFrame]:
     curves = Curves(
         np.searchsorted(stored, tables.model_of[order]),
         tables.epochs[order],
-        tables.checkpoints["test_acc"].to_numpy(float)[order],
+        tables.state_columns(["test_acc"])["test_acc"].to_numpy(float)[order],
         (models["status"] == "diverged").to_numpy(bool),
     )
     return curves, models
