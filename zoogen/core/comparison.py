@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SIGNS: dict[str, Callable[[Any, Any], Any]] = {
     "==": np.equal,
-    "!=": np.not_equal,
+    "!=": np.not_equal,  # of values that are there
     "<": np.less,
     "<=": np.less_equal,
     ">": np.greater,
@@ -46,7 +46,12 @@ class Column:
 
 
 def compare(sign: str, left: Column, right: Column) -> np.ndarray:
-    """bool [rows]; false where either value is missing. Values of different kinds are unequal."""
+    """bool [rows]. ``!=`` is the negation of ``==``; all others are false where either value is missing.
+
+    Values of different kinds are unequal.
+    """
+    if sign == "!=":
+        return ~compare("==", left, right)
     present = ~(left.missing | right.missing)
     a, b = left.present(present), right.present(present)
     result = np.asarray(SIGNS[sign](a, b), dtype=bool)
@@ -54,7 +59,7 @@ def compare(sign: str, left: Column, right: Column) -> np.ndarray:
         count = int(present.sum())
         others = b if isinstance(b, np.ndarray) else [b] * count
         alike = np.fromiter((kind_of(x) == kind_of(y) for x, y in zip(a, others, strict=True)), bool, count)
-        result = result & alike if sign == "==" else result | ~alike
+        result = result & alike
     found = np.zeros(len(present), bool)
     found[present] = result
     return found

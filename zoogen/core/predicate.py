@@ -3,7 +3,8 @@
     lr < 1e-3 and activation in ['relu', 'tanh'] and not (test_acc >= 0.9 or val_acc == null)
 
 A name is a column, or the unique end of a dotted one (``lr`` for ``training.optimizer.lr``); names that are not plain
-words stand in backquotes. Missing values compare false, whatever the comparison; ``== null`` finds them.
+words stand in backquotes. A missing value equals nothing and has no order: ``==``, ``in`` and ``<`` are false for it,
+``!=`` and ``not in``, the exact negations, true. ``== null`` and ``!= null`` ask whether one is missing.
 """
 
 from __future__ import annotations
@@ -201,7 +202,7 @@ class _Among(_Node):
         else:
             for option in self.options:
                 found |= _Comparison(self.name, "==", option, option.place).mask(table)
-        return ~found & ~column.missing if self.negated else found
+        return ~found if self.negated else found
 
 
 @dataclass(frozen=True)
