@@ -70,6 +70,31 @@ def test_a_predicate_keeps_the_rows_it_says(frame, text, rows):
     assert "".join(frame["model_id"][parse(text).evaluate(arrays)]) == rows
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("lr < 1 AND NOT (seed IN (3, 4) Or lr > 0.05)", "lr < 1 and not (seed in [3, 4] or lr > 0.05)"),
+        ("lr is null", "lr == null"),
+        ("lr IS NOT NULL and nesterov == TRUE", "lr != null and nesterov == true"),
+        ("optimizer.name not in ('sgd',)", "optimizer.name not in ['sgd']"),
+        ("optimizer.name in ('sgd') and lr in ()", "optimizer.name in ['sgd'] and lr in []"),
+        ("not lr is None", "lr != none"),
+        ("nesterov == False or nesterov is null", "nesterov == false or nesterov == null"),
+    ],
+)
+def test_spellings_of_sql_mean_the_same(frame, text, same):
+    found = parse(text).mask(frame)
+    assert found.tolist() == parse(same).mask(frame).tolist()
+    assert 0 < found.sum() < len(found) or "()" in text
+
+
+def test_columns_with_the_names_of_keywords_stand_in_backquotes():
+    frame = pd.DataFrame({"is": [1, 2], "And": [3, 4], "a.in": [5, 6], "nan": [7, 8]})
+    text = "`is` == 1 and `And` == 3 and a.in == 5 and nan == 7"
+    assert parse(text).mask(frame).tolist() == [True, False]
+    assert parse(text).names == ("is", "And", "a.in", "nan")
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_predicates_agree_with_python(seed):
     rng = random.Random(seed)
@@ -175,7 +200,19 @@ def test_random_predicates_on_columns_with_gaps_keep_the_rows_that_pandas_keeps(
         ("lr < 3 lr > 1", 8, "expected 'and', 'or' or the end, found 'lr'"),
         ("(lr < 3", 8, r"expected '\)'"),
         ("1 < 2", 1, "two constants"),
-        ("lr in 3", 7, r"expected '\['"),
+        ("lr in 3", 7, r"expected a list of values in \[\] or \(\)"),
+        ("lr in (1, 2]", 12, r"expected ',' or '\)'"),
+        ("lr in [1, 2)", 12, r"expected ',' or '\]'"),
+        ("lr in [nan]", 8, "'nan' is no value here; a missing value is found with '== null'"),
+        ("lr == NaN", 7, "'NaN' is no value here; a missing value is found with '== null'"),
+        ("lr < inf", 6, "'inf' is no value here; '> 1e308' and '< -1e308'"),
+        ("lr is 3", 7, "expected 'null' after 'is'; compare values with '=='"),
+        ("lr is not 3", 11, "expected 'null' after 'is'; compare values with '!='"),
+        ("3 is null", 1, "a column name goes before 'is'"),
+        ("lr <> 3", 4, r"expected a comparison \(== != < <= > >= in\), found '<>'"),
+        ("lr between 1 and 2", 4, r"expected a comparison \(== != < <= > >= in\), found 'between'"),
+        ("lr AND lr > 1", 4, "lr == true"),
+        ("lr OR", 4, "lr == true"),
         ("lr in [a]", 8, "in quotes"),
         ("lr not 3", 8, "after 'not'"),
         ("name == 'sgd", 9, "has no end"),

@@ -5,6 +5,8 @@
 A name is a column, or the unique end of a dotted one (``lr`` for ``training.optimizer.lr``); names that are not plain
 words stand in backquotes. A missing value equals nothing and has no order: ``==``, ``in`` and ``<`` are false for it,
 ``!=`` and ``not in``, the exact negations, true. ``== null`` and ``!= null`` ask whether one is missing.
+
+What people know from SQL is read too: words in any case (``AND``), ``is null``, ``is not null``, ``in (1, 2)``.
 """
 
 from __future__ import annotations
@@ -32,15 +34,17 @@ _TOKEN = re.compile(
       | (?P<text>'[^']*'|"[^"]*")
       | (?P<quoted>`[^`]+`)
       | (?P<word>[^\W\d]\w*(?:\.\w+)*)
-      | (?P<sign>==|!=|<=|>=|<|>|\(|\)|\[|\]|,)
+      | (?P<sign>==|!=|<>|<=|>=|<|>|\(|\)|\[|\]|,)
     )""",
     re.VERBOSE,
 )
-_CONSTANTS = {
-    "true": True, "True": True, "false": False, "False": False, "null": None, "None": None,
-}  # fmt: skip
-_KEYWORDS = {"and", "or", "not", "in", *_CONSTANTS}
+_CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
+_KEYWORDS = {"and", "or", "not", "in", "is", *_CONSTANTS}
 _HINTS = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not"}
+_NO_NUMBERS = {
+    "nan": "a missing value is found with '== null'",
+    "inf": "'> 1e308' and '< -1e308' find infinite numbers",
+}
 _MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
 
@@ -106,6 +110,8 @@ class Predicate:
         if fitting:
             what = f"{name.name!r} could be any of {', '.join(sorted(fitting))}; write more of it"
         else:
+            if hint := _NO_NUMBERS.get(name.name.lower()):
+                raise _error(self.text, name.place, f"{name.name!r} is no value here; {hint}")
             ends = {c.rpartition(".")[2] for c in columns} if "." not in name.name else set()
             what = f"unknown name {name.name!r}\n{suggest(name.name, {*columns, *ends})}"
         raise _error(self.text, name.place, what)
@@ -263,7 +269,11 @@ class _Parser:
                 what = f"{wrong!r} starts a text that has no end" if wrong in "'\"`" else f"unexpected {wrong!r}{hint}"
                 raise _error(self._text, place, what)
             kind = str(match.lastgroup)
-            yield _Token(kind, match[kind], match.start(kind))
+            text = match[kind]
+            if kind == "word" and text.lower() in _KEYWORDS:
+                yield _Token("keyword", text.lower(), match.start(kind))
+            else:
+                yield _Token(kind, text, match.start(kind))
             place = match.end()
         yield _Token("end", "", end)
 
@@ -273,7 +283,7 @@ class _Parser:
 
     def _take(self, *texts: str) -> _Token | None:
         token = self._now
-        if token.text in texts and token.kind in ("word", "sign"):
+        if token.text in texts and token.kind in ("keyword", "sign"):
             self._at += 1
             return token
         return None
@@ -311,6 +321,8 @@ class _Parser:
 
     def _comparison(self) -> _Node:
         left = self._operand()
+        if sign := self._take("is"):
+            return self._is(left, sign)
         negated = self._take("not")
         word = self._take("in")
         if negated and not word:
@@ -327,13 +339,23 @@ class _Parser:
             parts.append(_Comparison(left, sign.text, right, sign.place))
             left = right
         if not parts:
-            hint = f"; for true or false write '{left.name} == true'" if isinstance(left, _Name) else ""
+            alone = self._now.kind == "end" or self._now.text in ("and", "or", ")")
+            hint = f"; for true or false write '{left.name} == true'" if alone and isinstance(left, _Name) else ""
             raise self._wrong(f"expected a comparison (== != < <= > >= in){hint}")
         return parts[0] if len(parts) == 1 else _Joined(True, tuple(parts))
 
+    def _is(self, left: _Name | _Literal, word: _Token) -> _Node:
+        if isinstance(left, _Literal):
+            raise _error(self._text, left.place, "a column name goes before 'is'")
+        sign = "!=" if self._take("not") else "=="
+        null = self._take("null", "none")
+        if not null:
+            raise self._wrong(f"expected 'null' after 'is'; compare values with {sign!r}")
+        return _Comparison(left, sign, _Literal(None, null.place), word.place)
+
     def _operand(self) -> _Name | _Literal:
         token = self._now
-        if token.kind == "quoted" or (token.kind == "word" and token.text not in _KEYWORDS):
+        if token.kind in ("quoted", "word"):
             self._at += 1
             return _Name(token.text.strip("`"), token.place)
         return self._literal("a column name or a value")
@@ -345,21 +367,25 @@ class _Parser:
             value: Any = int(token.text) if whole and len(token.text) <= 30 else float(token.text)
         elif token.kind == "text":
             value = token.text[1:-1]
-        elif token.kind == "word" and token.text in _CONSTANTS:
+        elif token.kind == "keyword" and token.text in _CONSTANTS:
             value = _CONSTANTS[token.text]
+        elif token.kind == "word" and (hint := _NO_NUMBERS.get(token.text.lower())):
+            raise _error(self._text, token.place, f"{token.text!r} is no value here; {hint}")
         else:
             raise self._wrong(f"expected {wanted}")
         self._at += 1
         return _Literal(value, token.place)
 
     def _list(self) -> tuple[_Literal, ...]:
-        if not self._take("["):
-            raise self._wrong("expected '[' and a list of values")
+        opened = self._take("[", "(")
+        if not opened:
+            raise self._wrong("expected a list of values in [] or ()")
+        end = "]" if opened.text == "[" else ")"
         found: list[_Literal] = []
-        while not self._take("]"):
+        while not self._take(end):
             if found and not self._take(","):
-                raise self._wrong("expected ',' or ']'")
-            if found and self._take("]"):
+                raise self._wrong(f"expected ',' or {end!r}")
+            if found and self._take(end):
                 break
             found.append(self._literal("a value (text in quotes)"))
         return tuple(found)
