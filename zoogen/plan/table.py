@@ -80,7 +80,7 @@ def _sides(groups: Sequence[Group], roots: np.ndarray, shares: ModelSplit) -> np
 
 
 def _column(name: str, groups: Sequence[Group], fixed: Sequence[dict[str, Any]]) -> Any:
-    """One setting over all cells: numbers as float64/int64, the rest categorical; absent is missing."""
+    """One setting over all cells: numbers as float64/int64, booleans, the rest categorical; absent is missing."""
     import pandas as pd
 
     table: dict[tuple[type, Any], int] = {}
@@ -97,8 +97,8 @@ def _column(name: str, groups: Sequence[Group], fixed: Sequence[dict[str, Any]])
     if present and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in present):
         kind = np.int64 if all(isinstance(v, int) for v in values) else np.float64
         return np.array([np.nan if v is None else v for v in values], dtype=kind)[codes]
-    if present and all(isinstance(v, bool) for v in values):
-        return np.array(values, dtype=bool)[codes]
+    if present and all(isinstance(v, bool) for v in present):
+        return np.array(values, dtype=bool)[codes] if present == values else pd.array(values, dtype="boolean")[codes]
     texts = [None if v is None else str(v) for v in values]
     known = [t for t in dict.fromkeys(texts) if t is not None]
     place = {t: i for i, t in enumerate(known)}
