@@ -87,6 +87,35 @@ def test_networks_splits_and_twins_are_as_the_files_have_them(names, monkeypatch
     np.testing.assert_array_equal(removed, -before)
 
 
+def test_what_the_page_selects_is_what_pandas_selects(names):
+    zoo = names["folder"] / "zoos/quickstart"
+    models = pd.read_parquet(zoo / "models.parquet")
+    t = pd.read_parquet(zoo / "checkpoints.parquet").merge(models, on="model_id", suffixes=("", "_final"))
+    lr, momentum, optimizer = (t[f"training.optimizer.{name}"] for name in ("lr", "momentum", "name"))
+    last = t.epoch == t.groupby("model_id").epoch.transform("max")
+    expected = {
+        "high": (t.test_acc > 0.8) & (lr < 0.05) & last,
+        "tanh": t["architecture.activation"].isin(["tanh", "relu"]) & t.split.isin(["val", "test"]) & (t.epoch > 0),
+        "better": (t.test_acc >= t.test_acc_final) & (t.epoch < 10),
+        "plain": momentum.isna() | ~((momentum > 0) & (momentum <= 0.9)),
+        "ends": (optimizer == "sgd") & ((t.val_acc > 0.9) | t.epoch.isin([0, 10])),
+    }
+    for name, rows in expected.items():
+        found = names[name].checkpoints
+        assert 0 < rows.sum() < len(rows), name
+        assert found[["model_id", "epoch"]].to_numpy().tolist() == t[rows][["model_id", "epoch"]].to_numpy().tolist()
+
+
+@pytest.mark.parametrize("row", re.findall(r"^\| (`x.*) \| (true|false) \|$", PAGE.read_text("utf-8"), re.MULTILINE))
+def test_the_table_of_missing_values_holds(row):
+    from zoogen.core.predicate import parse
+
+    frame = pd.DataFrame({"x": [np.nan], "y": [1.0]})
+    cases = re.findall(r"`([^`]+)`", row[0])
+    assert len(cases) >= 2
+    assert {str(parse(case).mask(frame)[0]).lower() for case in cases} == {row[1]}
+
+
 def test_the_probe_has_ten_lines_and_the_score_of_ridge_in_closed_form(names):
     code = BLOCKS[-1]
     assert len([line for line in code.splitlines() if line.strip() and "import" not in line]) <= 10

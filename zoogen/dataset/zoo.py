@@ -127,7 +127,8 @@ class Zoo:
 
         Args:
             where: Predicate on columns of checkpoints and models. A name means the state's own column where there is
-                one (``test_acc`` at that epoch); ``final.test_acc`` is that of its model's last checkpoint.
+                one (``test_acc`` at that epoch); ``final.test_acc`` is that of its model's last checkpoint. Grammar
+                and missing values: "Selecting" in ``docs/open-a-zoo.md``.
             epochs: One epoch, several, a range or slice of epochs, or each model's "first" or "last" stored one.
             split: Side of the model split: "train", "val", "test", or several.
             **settings: Values of the models' settings, one or several (a list, an array, a column of ``models``); the
