@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-WITHOUT_DATA = ("plan", "store", "open_zoo", "import_zoo")
+WITHOUT_DATA = ("plan", "store", "tables", "open_zoo", "import_zoo")
 WITH_DATA = ("model_steps", "population", "growth", "twins")
 
 data = os.environ.get("ZOOGEN_DATA")
