@@ -91,7 +91,7 @@ def test_a_shuffled_order_reads_blocks_and_mixes_well():
     assert np.array_equal(np.sort(taken), np.arange(len(states)))
     # Windows read few pieces: a block of 1 MB has 96 states of 2,464 floats; its ends at window borders are cut.
     for number in range(-(-order.batches // order.batches_per_window)):
-        places, _ = order.window(0, number)
+        places = order.places(0, number)
         pieces = 1 + np.count_nonzero(np.diff(places) != 1)
         assert pieces <= len(places) / 96 * 1.1 + 2
     # Uniformly random permutations move a state by a third of the length on average; blocks of 96 in 21,000 states

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,16 @@ class States:
 
     def by_shard(self) -> Iterator[np.ndarray]:
         """Places of the states of one shard after another, by ascending row."""
-        order = np.lexsort((self.row, self.shard))
-        yield from np.split(order, np.flatnonzero(np.diff(self.shard[order])) + 1) if len(order) else ()
+        if not len(self):
+            return
+        shards, rows = np.diff(self.shard), np.diff(self.row)
+        if bool(((shards > 0) | ((shards == 0) & (rows >= 0))).all()):  # as the windows of streams are
+            order = np.arange(len(self))
+        else:
+            order = np.lexsort((self.row, self.shard))
+            shards = np.diff(self.shard[order])
+        for start, end in pairwise([0, *(np.flatnonzero(shards) + 1).tolist(), len(self)]):
+            yield order[start:end]
 
 
 Fill = Callable[[ShardReader, np.ndarray, np.ndarray], None]

@@ -85,7 +85,7 @@ class StateStream(Resumable):
             )
         length = self._order.batches_per_window
         window = self._windows.get((epoch, number // length), self._following(epoch, number))
-        chosen = window.batches[number % length]
+        chosen = self._windows.batches[number % length]
         if self._order.shuffle:
             weights = _taken(window.rows, chosen)
         else:  # a batch is a part of its window: a slice of it is no copy

@@ -26,13 +26,11 @@ class Window(NamedTuple):
         key: Which window it is.
         rows: Their weights.
         places: Which states these are.
-        batches: Rows of each batch.
     """
 
     key: Key
     rows: Weights
     places: np.ndarray
-    batches: list[np.ndarray]
 
 
 class _Coming(NamedTuple):
@@ -75,6 +73,7 @@ class WindowReader:
 
     Attributes:
         in_use: The window that was asked for last.
+        batches: Rows of each of its batches; found by whoever uses it, since the thread that reads has more to do.
     """
 
     def __init__(self, shards: Shards, how: Reading, order: Order) -> None:
@@ -83,6 +82,7 @@ class WindowReader:
         self._order = order
         self._memories = _Memories(how)
         self.in_use: Window | None = None
+        self.batches: list[np.ndarray] = []
         self._coming: _Coming | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,6 +103,7 @@ class WindowReader:
             if following is not None:
                 # Taken here: memory that a thread takes is given back to the system each time.
                 self._coming = self._begin(following, self._memory(following))
+            self.batches = self._order.rows(*key)
         return self.in_use
 
     @property
@@ -142,6 +143,6 @@ class WindowReader:
         return _Coming(key, found, thread, os.getpid())
 
     def _read(self, key: Key, memory: Weights) -> Window:
-        places, batches = self._order.window(*key)
+        places = self._order.places(*key)
         states = self._order.states.take(places)
-        return Window(key, self._how.weights(self._shards, states, memory[: len(places)]), places, batches)
+        return Window(key, self._how.weights(self._shards, states, memory[: len(places)]), places)

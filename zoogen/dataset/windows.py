@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -57,18 +58,21 @@ class Order:
         self._block_rows = max(1, rows - rows % _CHUNK_STATES if rows > _CHUNK_STATES else rows)
         self._known: tuple[int, np.ndarray] | None = None
 
-    def window(self, epoch: int, number: int) -> tuple[np.ndarray, list[np.ndarray]]:
-        """One window: the places to read, in the order of the files, and for each batch which of these it takes."""
+    def places(self, epoch: int, number: int) -> np.ndarray:
+        """States of one window, in the order of the files if they are shuffled later, else in that of the selection."""
         length = self.batches_per_window * self.batch
         start, stop = number * length, min((number + 1) * length, len(self.states))
-        places, order = np.arange(start, stop), np.arange(stop - start)
-        if self.shuffle:
-            places = self._shuffled(epoch)[start:stop]
-            places = places[np.lexsort((self.states.row[places], self.states.shard[places]))]
-            order = permutation(self._key(epoch, number + 1), len(places)).numpy()
+        if not self.shuffle:
+            return np.arange(start, stop)
+        return self._sequential[np.sort(self._shuffled(epoch)[start:stop])]
+
+    def rows(self, epoch: int, number: int) -> list[np.ndarray]:
+        """Which of ``places`` each batch of a window takes."""
+        count = self.window_states(number)
+        order = permutation(self._key(epoch, number + 1), count).numpy() if self.shuffle else np.arange(count)
         left = self.batches - number * self.batches_per_window
         batches = range(min(self.batches_per_window, left))
-        return places, [order[b * self.batch : (b + 1) * self.batch] for b in batches]
+        return [order[b * self.batch : (b + 1) * self.batch] for b in batches]
 
     def window_states(self, number: int) -> int:
         """How many states window ``number`` of any epoch has."""
@@ -78,8 +82,8 @@ class Order:
     def epoch(self, epoch: int) -> Iterator[np.ndarray]:
         """Places of the states of each batch."""
         for number in range(-(-self.batches // self.batches_per_window)):
-            places, batches = self.window(epoch, number)
-            yield from (places[chosen] for chosen in batches)
+            places = self.places(epoch, number)
+            yield from (places[chosen] for chosen in self.rows(epoch, number))
 
     def fingerprint(self) -> str:
         """Digest of all that the order depends on: equal where a state of iteration may be taken up again."""
@@ -91,15 +95,23 @@ class Order:
             found.update(np.ascontiguousarray(numbers, "<i8").tobytes())
         return found.hexdigest()
 
+    @cached_property
+    def _sequential(self) -> np.ndarray:
+        """All places in the order of the files."""
+        return np.lexsort((self.states.row, self.states.shard))
+
+    @cached_property
+    def _block_of(self) -> np.ndarray:
+        """Number of the block of each of ``_sequential``."""
+        shard, row = self.states.shard[self._sequential], self.states.row[self._sequential] // self._block_rows
+        starts = (np.diff(shard, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0)
+        return np.cumsum(starts) - 1
+
     def _shuffled(self, epoch: int) -> np.ndarray:
-        """All places in the order in which windows take them."""
+        """Positions in ``_sequential`` in the order in which windows take them."""
         if self._known is None or self._known[0] != epoch:
-            sequential = np.lexsort((self.states.row, self.states.shard))
-            shard, row = self.states.shard[sequential], self.states.row[sequential] // self._block_rows
-            starts = (np.diff(shard, prepend=-1) != 0) | (np.diff(row, prepend=-1) != 0)
-            block = np.cumsum(starts) - 1
-            rank = permutation(self._key(epoch, 0), int(block[-1]) + 1).numpy()
-            self._known = epoch, sequential[np.argsort(rank[block], kind="stable")]
+            rank = permutation(self._key(epoch, 0), int(self._block_of[-1]) + 1).numpy()
+            self._known = epoch, np.argsort(rank[self._block_of], kind="stable")
         return self._known[1]
 
     def _key(self, epoch: int, part: int) -> int:

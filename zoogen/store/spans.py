@@ -29,7 +29,11 @@ def read_rows(dataset: h5d.DatasetID, wanted: np.ndarray, columns: slice | None,
     """
     if not out.size:
         return
-    if len(wanted) > 1 and int(np.diff(wanted).min()) < 1:
+    steps = np.diff(wanted)
+    if bool((steps == 1).all()):
+        _read(dataset, int(wanted[0]), columns, out)
+        return
+    if int(steps.min()) < 1:
         ascending, places = np.unique(wanted, return_inverse=True)
         apart = np.empty((len(ascending), *out.shape[1:]), out.dtype)
         read_rows(dataset, ascending, columns, height, apart)
