@@ -386,3 +386,26 @@ def test_a_residual_network_is_recognised_where_the_task_says_its_images(tmp_pat
         assert torch.equal(zoo.module(row["model_id"])(images), network.eval()(images))
     told = import_zoo(tmp_path / "source", None, tmp_path / "blind", lambda text: None).skipped
     assert any("name what it was trained on (--task)" in s.reason for s in told)
+
+
+def test_safetensors_whose_record_names_our_network_are_made_sparse(imported, trained, tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "source").mkdir()
+    rows = {row["source.key"]: row for row in imported.models.to_dict("records")}
+    for name, row in rows.items():
+        told = {key: row[f"architecture.{key}"] for key in ("name", "activation", "init", "dropout")}
+        told = {f"architecture.{key}": str(value) for key, value in told.items()}
+        told |= {"input_shape": "1x28x28", "outputs": "10", "lr": "0.002", "optimizer": "adam", "batch_size": "50"}
+        save_file(imported.state_dict(row["model_id"]), tmp_path / f"source/{name}.safetensors", metadata=told)
+    done = import_zoo(tmp_path / "source", None, tmp_path / "zoo", lambda text: None, trained)
+    outcome = run(twins_of(done.path, tmp_path / "twins"))
+    assert (outcome.trained, outcome.failed) == (6, {})
+    zoo, twins = zoogen.open(done.path), zoogen.open(tmp_path / "twins")
+    keys = dict(zip(zoo.models["model_id"], zoo.models["source.key"], strict=True))
+    for row in twins.models.to_dict("records"):
+        assert (row["training.optimizer.lr"], row["training.batch_size"]) == (0.002, 50)
+        start = twins.state_dict(row["model_id"], 0)["conv1.weight"]
+        dense = imported.state_dict(rows[keys[row["parent_id"]]]["model_id"])["conv1.weight"]
+        assert 0 < (start != 0).double().mean() < 1
+        assert torch.equal(start[start != 0], dense[start != 0])

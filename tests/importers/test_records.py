@@ -76,6 +76,6 @@ def test_numbers_beyond_float64_are_none():
 
 @pytest.mark.parametrize("config", [{"architectures": ["\ud800X"]}, {"model_type": "x" * 3_000_000}])
 def test_the_kind_of_a_model_is_a_short_text_that_can_be_written(config):
-    name = settings_of_record(config, {}, {}, None, [])["architecture.name"]
+    name = settings_of_record(config, config, None, [])["architecture.name"]
     assert len(name.encode()) <= 128
     assert name.endswith(("X", "x"))

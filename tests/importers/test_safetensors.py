@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 import zoogen
 from zoogen.build.importing import import_zoo
 from zoogen.core.errors import UserError
+from zoogen.core.modules import build_model
+from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.containers.files import open_files
 from zoogen.importers.opening import open_source
 from zoogen.importers.relatives import Prints, kin_of
@@ -288,3 +290,57 @@ def test_families_come_from_large_shares_and_records_but_not_from_tables():
     assert kin["tuned"].shared == pytest.approx(1)
     assert kin["stranger"].shared == pytest.approx(5 / 1005)
     assert (kin["lost"].digest, kin["lost"].shared) == (None, None)
+
+
+CNN = {"activation": "tanh", "init": "kaiming_uniform", "dropout": 0.25}
+TOLD = {f"architecture.{name}": value for name, value in {"name": "cnn-s", **CNN}.items()}
+TOLD |= {"input_shape": [1, 28, 28], "outputs": 10}
+
+
+def own_network(seed, kind="cnn-s", shape=(1, 28, 28), **arguments):
+    return build_model(ARCHITECTURES.make(kind, arguments or CNN), shape, 10, seed).eval()
+
+
+def test_networks_that_a_record_calls_by_our_names_are_built(tmp_path):
+    networks = {"me/configured": own_network(1), "me/own": own_network(2), "me/mlp": own_network(3, "mlp", hidden=(6,))}
+    write_model(tmp_path / "zoo/me/configured", networks["me/configured"].state_dict(), TOLD | {"lr": 0.1, "seed": 4})
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in TOLD.items()}
+    texts |= {"lr": "0.01", "seed": "5", "input_shape": "1x28x28", "format": "pt"}
+    save_file(networks["me/own"].state_dict(), tmp_path / "zoo/me/own.safetensors", metadata=texts)
+    told = {"name": "mlp", "hidden": [6], "activation": "relu", "init": "torch", "dropout": 0.0}
+    told = {f"architecture.{name}": value for name, value in told.items()}
+    write_model(tmp_path / "zoo/me/mlp", networks["me/mlp"].state_dict(), TOLD | told | {"model_type": "perceptron"})
+    done = import_zoo(tmp_path / "zoo", None, tmp_path / "out", lambda text: None)
+    assert done.skipped == ()
+    zoo = zoogen.open(done.path)
+    rows = zoo.models.set_index("source.key")
+    assert rows["architecture.name"].to_dict() == {"me/configured": "cnn-s", "me/own": "cnn-s", "me/mlp": "mlp"}
+    assert rows["training.optimizer.lr"].dropna().to_dict() == {"me/configured": 0.1, "me/own": 0.01}
+    assert rows["seed"].to_dict() == {"me/configured": 4, "me/own": 5, "me/mlp": -1}
+    images = torch.randn(4, 1, 28, 28)
+    with torch.no_grad():
+        for key, network in networks.items():
+            assert torch.equal(zoo.module(rows.loc[key, "model_id"])(images), network(images)), key
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture.name": "vgg"}, "architecture 'vgg' is unknown"),
+        ({"architecture.activation": None}, "its record has no architecture.activation"),
+        ({"input_shape": None}, "its record has no input_shape"),
+        ({"outputs": 7}, "the tensors are not those of its architecture: fc2.weight is float32 (10, 20), not"),
+        ({"architecture.name": "import", "architecture.path": "os:system"}, "would run code that its record names"),
+        ({"input_shape": [[1]]}, "architecture 'cnn-s' cannot be built"),
+    ],
+    ids=str,
+)
+def test_a_network_that_does_not_fit_its_record_is_imported_without_code_and_that_is_said(tmp_path, change, says):
+    told = {name: value for name, value in (TOLD | change).items() if value is not None}
+    write_model(tmp_path / "zoo/me/cnn", own_network(1).state_dict(), told)
+    (model,) = models(tmp_path / "zoo")
+    assert model.network is None
+    (note,) = model.notes
+    assert note.startswith("is imported without code: ")
+    assert says in note
+    assert [e.name for e in model.layout.entries] == sorted(own_network(1).state_dict())

@@ -13,6 +13,7 @@ from zoogen.blueprint.records import ModelSplit
 from zoogen.build.imported_kin import Root, kin_columns
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.registry import ARCHITECTURES
+from zoogen.dataset.modules import WITHOUT_CODE
 from zoogen.importers.records.settings import UNKNOWN_SEED
 from zoogen.importers.relatives import Kin
 from zoogen.importers.source import SourceModel
@@ -93,7 +94,7 @@ def described(model: SourceModel) -> dict[str, Any]:
     if model.network is None:
         kind = model.settings.get("architecture.name", "a network")
         return {
-            "name": f"{kind} (imported without code)",
+            "name": f"{kind}{WITHOUT_CODE}",
             "input_shape": [],
             "outputs": 0,
             "layout": model.layout.layout_id,

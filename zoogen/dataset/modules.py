@@ -16,6 +16,9 @@ from zoogen.dataset.shards import Shards, States
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+WITHOUT_CODE = " (imported without code)"
+"""Stands behind the name of an architecture of which there are tensors only."""
+
 _OF_THE_TASK = ("input_shape", "outputs", "layout")
 
 
@@ -42,9 +45,16 @@ def restore_architecture(described: Mapping[str, Any], row: Mapping[str, Any]) -
         row: The model's settings by dotted key.
 
     Raises:
-        UserError: this zoogen does not know it.
+        UserError: this zoogen does not know it, or it was imported without code.
         IntegrityError: the entry is damaged.
     """
+    name, mark, _ = str(described.get("name")).partition(WITHOUT_CODE)
+    if mark:
+        raise UserError(
+            f"this model was imported without code: nothing here says how to build its network ({name!r:.100})\n"
+            "zoo.state_dict(model_id) and weights() give its tensors; a network of ours is built where the source is "
+            "imported again with architecture.name, each of its arguments, input_shape and outputs in its record"
+        )
     try:
         architecture = ARCHITECTURES.restore({k: v for k, v in described.items() if k not in _OF_THE_TASK})
         own = {

@@ -1,6 +1,7 @@
 """Safetensors: mirrors of Hugging Face repositories, the hub's cache, lists of repositories, folders of one's own.
 
-Listing reads headers, ``config.json`` and model cards, never tensors; networks are never built.
+Listing reads headers, ``config.json`` and model cards, never tensors. No network is built but those that a record
+calls by our names, and these without memory for their weights.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.importers.containers.files import Files
 from zoogen.importers.containers.repository_list import ListedFiles, revision_of, select
+from zoogen.importers.networks.recorded_networks import NAME, recorded_network
 from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.model_card import metrics_of, read_card
-from zoogen.importers.records.model_record import bases, settings_of_record
+from zoogen.importers.records.model_record import bases, settings_of_record, told_of
 from zoogen.importers.records.repositories import CHECKPOINTS, INDEX, SUFFIX, Weights, by_model, weights_of
 from zoogen.importers.records.trainer_state import by_step
 from zoogen.importers.relatives import Kin, Prints, kin_of
@@ -27,6 +29,9 @@ from zoogen.importers.source import SOURCES, Measured, Skipped, SourceModel, Sta
 from zoogen.importers.tensors.safetensors_data import read_tensors, tensor_digests
 from zoogen.importers.tensors.safetensors_header import Header, read_header
 from zoogen.importers.tensors.state_dicts import layout_of_tensors, misfit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_RECORD, _MOST_CARD, _MOST_INDEX, _MOST_LOG = 4 << 20, 4 << 20, 64 << 20, 64 << 20
 
@@ -101,16 +106,17 @@ class SafeTensors:
     def _model(self, key: str, found: list[Weights]) -> SourceModel | Skipped:
         notes: list[str] = []
         reasons: list[str] = []
+        shapes: dict[str, Any] = {}
         layout, metadata, stored = None, {}, []
         for one in _distinct(found, notes):
             try:
                 parts = self._parts(one.path)
-                own = _layout(parts)
+                own = _shapes(parts)
             except Unusable as error:
                 reasons.append(f"{one.path} {error}")
                 continue
             if layout is None:
-                layout = self._layouts.setdefault(own.layout_id, own)  # one in memory for all that have it
+                shapes, layout = own, layout_of_tensors(own)
                 metadata = {name: text for _, header in parts for name, text in header.metadata.items()}
             stored.append(Stored(one.epoch or 0, one.path, sum(self.files.sizes[file] for file, _ in parts)))
         if layout is None:
@@ -119,12 +125,16 @@ class SafeTensors:
         config = self._config(found[-1], notes)
         card = self._cards[key] = self._card(found[-1], notes)
         revision = revision_of(found[-1], self.files)
+        told = told_of(config, card, metadata)
+        built = recorded_network(told, shapes, notes) if NAME in told else None
+        layout = built[1] if built else layout
         return SourceModel(
             key=key,
-            settings=settings_of_record(config, card, metadata, revision, notes),
+            settings=settings_of_record(config, told, revision, notes),
             original=json.dumps({"config": config, "card": card, "metadata": metadata, "revision": revision}),
-            layout=layout,
+            layout=self._layouts.setdefault(layout.layout_id, layout),  # one in memory for all that have it
             checkpoints=tuple(stored),
+            network=built[0] if built else None,
             parent=self._parent(key, card),
             notes=tuple(notes),
         )
@@ -254,20 +264,18 @@ def _places(files: Files) -> dict[str, str]:
     return {n: n for n in files.sizes} | {n: target for n, target in links.items() if target in files.sizes}
 
 
-def _layout(parts: Sequence[tuple[str, Header]]) -> Layout:
-    """From names, shapes and dtypes; modules in the order of their names, numbers as numbers."""
+def _shapes(parts: Sequence[tuple[str, Header]]) -> dict[str, Tensor]:
+    """Tensors without numbers; modules in the order of their names, numbers as numbers."""
     import torch
 
     placed = {name: tensor for _, header in parts for name, tensor in header.tensors.items()}
     for name, tensor in placed.items():
         if tensor.dtype is None:
             raise Unusable(f"holds {name}, which is {tensor.kind}; such tensors are not stored")
-    return layout_of_tensors(
-        {
-            name: torch.empty(placed[name].shape, dtype=getattr(torch, placed[name].dtype or ""), device="meta")
-            for name in sorted(placed, key=_natural)
-        }
-    )
+    return {
+        name: torch.empty(placed[name].shape, dtype=getattr(torch, placed[name].dtype or ""), device="meta")
+        for name in sorted(placed, key=_natural)
+    }
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -11,19 +11,17 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
 from zoogen.core.errors import IntegrityError, UserError
-from zoogen.core.modules import describe
-from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.containers.files import Files
+from zoogen.importers.networks.recorded_networks import OF_THE_INPUT, recorded_network
 from zoogen.importers.records.file_tables import read_table
-from zoogen.importers.records.json_records import read_json
 from zoogen.importers.records.numbers import number, one_each
-from zoogen.importers.records.settings import RESULT, column, own_arguments, settings_of
-from zoogen.importers.source import METRICS, SOURCES, Measured, Network, Skipped, SourceModel, State, Stored, Unusable
+from zoogen.importers.records.settings import RESULT, SHORT_NAMES, column, own_arguments, settings_of
+from zoogen.importers.source import METRICS, SOURCES, Measured, Skipped, SourceModel, State, Stored, Unusable
 from zoogen.importers.tensors.state_dicts import content_of, layout_of_tensors, load_tensors, misfit
 from zoogen.importers.tensors.templates import Templates
 
@@ -33,18 +31,6 @@ _OTHER = "index_dict.json"  # lies beside preprocessed zoos, and is no table of 
 _LONGEST_KEY = 4096
 _FEWEST_ROWS, _ROWS_PER_STATE = 1_000, 10
 _PLACE = ("file", "model", "epoch")
-_OF_THE_INPUT = ("input_shape", "outputs")
-_NAMES = {
-    "lr": "training.optimizer.lr",
-    "weight_decay": "training.optimizer.weight_decay",
-    "momentum": "training.optimizer.momentum",
-    "optimizer": "training.optimizer.name",
-    "batch_size": "training.batch_size",
-    "epochs": "training.epochs",
-    "activation": "architecture.activation",
-    "dropout": "architecture.dropout",
-    "init": "architecture.init",
-}
 
 Row = Mapping[str, Any]
 
@@ -104,21 +90,17 @@ class TorchFolder:
             except Unusable as error:
                 reasons.append(f"{one.file} {error}")
                 continue
-            told = {n: v for n, v in constant.items() if n not in _OF_THE_INPUT}
-            settings = own_arguments(settings_of(told, _NAMES, notes))
-            network, why = _network(settings, constant)
-            layout = describe(network.architecture, network.input_shape, network.outputs) if network else None
-            if layout is not None and (other := misfit(layout, state.tensors)):
-                network, layout, why = None, None, f"the tensors are not those of its architecture: {other}"
-            if network is None:
-                notes.append(f"is imported without code: {why}")
+            told = {n: v for n, v in constant.items() if n not in OF_THE_INPUT}
+            settings = own_arguments(settings_of(told, SHORT_NAMES, notes))
+            of_the_input = {n: v for n, v in constant.items() if n in OF_THE_INPUT}
+            built = recorded_network({**settings, **of_the_input}, state.tensors, notes)
             return SourceModel(
                 key=key,
                 settings=settings,
                 original=json.dumps([dict(row) for _, row in rows]),
-                layout=layout or layout_of_tensors(state.tensors),
+                layout=built[1] if built else layout_of_tensors(state.tensors),
                 checkpoints=tuple(listed),
-                network=network,
+                network=built[0] if built else None,
                 notes=tuple(notes),
                 content=content_of(state.tensors),
             )
@@ -164,40 +146,6 @@ class TorchFolder:
                 raise UserError(f"{self.files.name}: row {line} of {tables[0]} is of model {key!r:.60}, no name")
             found.setdefault(key, []).append((place, row))
         return found
-
-
-def _network(settings: Row, given: Row) -> tuple[Network | None, str]:
-    """The architecture that the settings name, or why there is none."""
-    name = settings.get("architecture.name")
-    if name not in ARCHITECTURES.names():
-        return None, f"architecture {name!r} is unknown" if name else "the table has no architecture.name"
-    if ARCHITECTURES.get(name).runs_code:  # type: ignore[attr-defined]
-        return None, f"architecture {name!r} would run code that the table names"
-    missing = [n for n in _OF_THE_INPUT if given.get(n) is None]
-    if missing:
-        return None, f"the table has no {' and no '.join(missing)}"
-    prefix = "architecture."
-    try:
-        arguments = {k.removeprefix(prefix): _parsed(v) for k, v in settings.items() if k.startswith(prefix)}
-        # No defaults: an activation that nobody recorded cannot be seen in the weights.
-        names = {f.name for f in fields(ARCHITECTURES.get(name))}
-        if absent := sorted(names - arguments.keys()):
-            return None, f"the table has no {prefix}{absent[0]}"
-        network = Network(ARCHITECTURES.restore(arguments), _shape(given["input_shape"]), int(given["outputs"]))
-        describe(network.architecture, network.input_shape, network.outputs)
-    except (UserError, TypeError, ValueError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
-        return None, f"architecture {name!r} cannot be built: {error}".partition("\n")[0]
-    return network, ""
-
-
-def _parsed(value: Any) -> Any:
-    """Lists stand in tables as JSON text."""
-    return read_json(value) if isinstance(value, str) and value.startswith("[") else value
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    parts = value.replace("[", "").replace("]", "").replace("x", ",").split(",") if isinstance(value, str) else value
-    return tuple(int(part) for part in parts)
 
 
 def _epoch(row: Row) -> int:

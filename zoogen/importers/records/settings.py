@@ -13,6 +13,18 @@ from zoogen.core.registry import OPTIMIZERS
 
 CONFIG, RESULT = "source.config.", "source.result."
 UNKNOWN_SEED = -1
+SHORT_NAMES = {
+    "lr": "training.optimizer.lr",
+    "weight_decay": "training.optimizer.weight_decay",
+    "momentum": "training.optimizer.momentum",
+    "optimizer": "training.optimizer.name",
+    "batch_size": "training.batch_size",
+    "epochs": "training.epochs",
+    "activation": "architecture.activation",
+    "dropout": "architecture.dropout",
+    "init": "architecture.init",
+}
+"""What people call settings in tables of their own, and our keys."""
 _OPTIMIZER = "training.optimizer."
 _SECTIONS = ("architecture.", "training.", "task.")
 _MOST_SETTINGS = 1_000
