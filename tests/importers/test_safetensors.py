@@ -267,8 +267,43 @@ def test_only_listed_repositories_are_read_and_missing_ones_say_how_to_get_them(
         "is not beside the list; fetch it: hf download nobody/nothing --revision v1 --include "
         '"*.safetensors" --include "*.json" --include "README.md" --local-dir nobody/nothing'
     )
-    assert skipped[f"them/other@{COMMIT['a']}"].startswith("lies beside the list in another revision (not noted)")
+    assert skipped[f"them/other@{COMMIT['a']}"].startswith("lies beside the list, and its revision is not known; fetch")
     assert skipped[f"google/vit@{COMMIT['c']}"].startswith(f"lies beside the list in another revision ({COMMIT['a']})")
+
+
+def test_a_mirror_that_was_fetched_by_a_branch_or_tag_is_taken_and_its_commit_said(tmp_path):
+    write_model(tmp_path / "org/base", convolutions(1))
+    note_download(tmp_path / "org/base", COMMIT["a"])
+    taken = {"main": True, "v1.0": True, COMMIT["a"]: True, COMMIT["a"][:8]: True, COMMIT["b"]: False}
+    for revision, expected in taken.items():
+        (tmp_path / "list.txt").write_text(f"org/base@{revision}\n")
+        found = models(tmp_path / "list.txt")
+        assert [m.settings["source.config.revision"] for m in found if not isinstance(m, Skipped)] == (
+            [COMMIT["a"]] * expected
+        )
+        told = [s.reason for s in found if isinstance(s, Skipped)]
+        if revision in ("main", "v1.0"):
+            (note,) = told
+            assert note.startswith("is taken as it lies there, its branch or tag is not checked")
+            assert COMMIT["a"] in note
+        elif expected:
+            assert told == []
+        else:
+            assert told[0].startswith(f"lies beside the list in another revision ({COMMIT['a']}); fetch it: ")
+
+
+def test_the_cache_notes_which_snapshot_a_branch_is(tmp_path):
+    for name, main in (("a", True), ("b", False)):
+        write_model(tmp_path / "org/base", convolutions(ord(name)))
+        cache(tmp_path, "org/base", COMMIT[name], main=main)
+    (tmp_path / "models--org--base/refs/old").write_text(COMMIT["b"])
+    for revision, expected in {"@main": "a", "": "a", "@old": "b", f"@{COMMIT['b']}": "b", "@lost": None}.items():
+        (tmp_path / "list.txt").write_text(f"org/base{revision}\n")
+        found = models(tmp_path / "list.txt")
+        assert [m.key for m in found if not isinstance(m, Skipped)] == (
+            [f"org/base@{COMMIT[expected]}"] if expected else []
+        )
+        assert len(found) == 1
 
 
 def test_families_come_from_large_shares_and_records_but_not_from_tables():

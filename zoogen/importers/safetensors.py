@@ -55,7 +55,7 @@ class SafeTensors:
             yield self._model(key, found)
         for part in self._lonely:
             yield Skipped(part, None, f"is one part of several, whose index (*{INDEX}) is not there")
-        yield from self._missing
+        yield from self._of_the_list
 
     def measured(self, model: SourceModel) -> Measured:
         last = self._found[model.key][-1]
@@ -219,13 +219,15 @@ class SafeTensors:
         if not isinstance(self.files, ListedFiles):
             return found, lonely, []
         chosen: dict[str, Weights] = {}
-        missing = []
+        notes = []
         for one in self.files.listed:
-            own, why = select(one, found, self.files)
+            own, said = select(one, found, self.files)
             chosen |= {w.path: w for w in own}
             if not own:
-                missing.append(Skipped(str(one), None, f"{why}; fetch it: {one.fetch}"))
-        return list(chosen.values()), lonely, missing
+                notes.append(Skipped(str(one), None, f"{said}; fetch it: {one.fetch}"))
+            elif said:
+                notes.append(Skipped(str(one), None, said))
+        return list(chosen.values()), lonely, notes
 
     @cached_property
     def _found(self) -> dict[str, list[Weights]]:
@@ -236,7 +238,7 @@ class SafeTensors:
         return self._all[1]
 
     @property
-    def _missing(self) -> list[Skipped]:
+    def _of_the_list(self) -> list[Skipped]:
         return self._all[2]
 
     @cached_property

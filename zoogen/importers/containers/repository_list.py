@@ -13,6 +13,7 @@ from zoogen.importers.records.repositories import Weights
 
 _MOST_LIST = 4 << 20
 _MOST_REF = 1 << 10
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")  # a shorter one is its beginning
 _LINE = re.compile(r"(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
 
@@ -104,17 +105,13 @@ class ListedFiles:
 
 
 def select(one: Listed, found: Sequence[Weights], files: Files) -> tuple[list[Weights], str]:
-    """The checkpoints of a listed repository, or why there are none.
+    """The checkpoints of a listed repository and what is to be said of them; or why there are none.
 
     Without a revision: that of ``refs/main`` in the hub's cache, or the only one that is there.
     """
     mirror, cache = (f"{place}/" for place in one.places)
-    mirrored = [w for w in found if w.path.startswith(mirror)]
-    if mirrored:
-        told = revision_of(mirrored[0], files)
-        if one.revision in (None, told):
-            return mirrored, ""
-        return [], f"lies beside the list in another revision ({told or 'not noted'})"
+    if mirrored := [w for w in found if w.path.startswith(mirror)]:
+        return _of_mirror(one, mirrored, revision_of(mirrored[0], files))
     cached = [w for w in found if w.path.startswith(cache)]
     there = sorted({w.repository.revision or "" for w in cached})
     wanted = _resolved(files, f"{cache}refs/{one.revision or 'main'}") or one.revision
@@ -127,6 +124,19 @@ def select(one: Listed, found: Sequence[Weights], files: Files) -> tuple[list[We
         [],
         f"lies beside the list in another revision ({', '.join(there[:3])})" if cached else "is not beside the list",
     )
+
+
+def _of_mirror(one: Listed, mirrored: list[Weights], commit: str | None) -> tuple[list[Weights], str]:
+    """A mirror is one revision, of which its commit is noted, and not the branch or tag it was fetched by."""
+    if one.revision is None:
+        return mirrored, ""
+    if commit is None:
+        return [], "lies beside the list, and its revision is not known"
+    if not _COMMIT.fullmatch(one.revision):
+        return mirrored, f"is taken as it lies there, its branch or tag is not checked (commit {commit} is noted)"
+    if commit.startswith(one.revision):
+        return mirrored, ""
+    return [], f"lies beside the list in another revision ({commit})"
 
 
 def revision_of(weights: Weights, files: Files) -> str | None:
