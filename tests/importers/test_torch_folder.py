@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import zoogen
+from zoogen.build.importing import import_zoo
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.modules import build_model
 from zoogen.core.registry import ARCHITECTURES
@@ -281,3 +283,34 @@ def test_numbers_are_those_that_everybody_reads_as_such(table):
     WRITERS["csv"](rows, folder)
     with open_source(folder) as source:
         assert next(iter(source.models())).settings["source.config.note"] == "1_000"
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_the_split_of_the_table_is_that_of_the_zoo(table, tmp_path, form):
+    folder, rows = table
+    rows["split"] = ["test", "test", "val", "val"]
+    WRITERS[form](rows, folder)
+    zoo = zoogen.open(import_zoo(folder, "torch", tmp_path / "out", lambda text: None).path)
+    assert zoo.models.set_index("source.key")["split"].astype(str).to_dict() == {"m0": "test", "m1": "val"}
+    assert [len(zoo.select(split=side)) for side in ("train", "val", "test")] == [0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("split", "told"),
+    [
+        (["test", "train"] * 2, "(different ones)"),
+        (["holdout"] * 4, "(holdout)"),
+        (["test", None] * 2, "(test)"),
+        ([None] * 4, None),
+    ],
+    ids=str,
+)
+def test_a_split_that_is_none_is_said_and_not_taken(table, split, told):
+    folder, rows = table
+    rows["split"] = split
+    WRITERS["csv"](rows, folder)
+    with open_source(folder) as source:
+        for model in source.models():
+            assert model.split is None
+            assert len(model.notes) == (told is not None)
+            assert all("has no split train, val or test" in note and told in note for note in model.notes)

@@ -1,9 +1,9 @@
 """A folder of state dicts (``.pt``, ``.pth``) with one table that says what they are: CSV, JSON or Parquet.
 
 The table has a row per file: column ``file`` (path below the table's folder), perhaps ``model`` (files with the same
-value are one model) and ``epoch``; the rest are settings, the same in all rows of a model, or metrics. A registered
-architecture is built where ``architecture.name``, its arguments (``architecture.activation``, ...), ``input_shape``
-(``1x28x28`` or a list) and ``outputs`` are columns.
+value are one model), ``epoch`` and ``split``; the rest are settings, the same in all rows of a model, or metrics. A
+registered architecture is built where ``architecture.name``, its arguments (``architecture.activation``, ...),
+``input_shape`` (``1x28x28`` or a list) and ``outputs`` are columns.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _OTHER = "index_dict.json"  # lies beside preprocessed zoos, and is no table of 
 _LONGEST_KEY = 4096
 _FEWEST_ROWS, _ROWS_PER_STATE = 1_000, 10
 _PLACE = ("file", "model", "epoch")
+_SPLIT, _SPLITS = "split", ("train", "val", "test")
 
 Row = Mapping[str, Any]
 
@@ -101,6 +102,7 @@ class TorchFolder:
                 layout=built[1] if built else layout_of_tensors(state.tensors),
                 checkpoints=tuple(listed),
                 network=built[0] if built else None,
+                split=_split(rows, notes),
                 notes=tuple(notes),
                 content=content_of(state.tensors),
             )
@@ -146,6 +148,18 @@ class TorchFolder:
                 raise UserError(f"{self.files.name}: row {line} of {tables[0]} is of model {key!r:.60}, no name")
             found.setdefault(key, []).append((place, row))
         return found
+
+
+def _split(rows: list[tuple[str, Row]], notes: list[str]) -> str | None:
+    """The column ``split``, where every row of a model has the same of ``train``, ``val`` and ``test``."""
+    found = list(dict.fromkeys(str(row.get(_SPLIT)) for _, row in rows if row.get(_SPLIT) is not None))
+    if not found:
+        return None
+    if len(found) == 1 and found[0] in _SPLITS and _constant(rows, _SPLIT):
+        return found[0]
+    told = f"{found[0]:.60}" if len(found) == 1 else "different ones"
+    notes.append(f"has no split train, val or test in all its rows ({told}); its name decides on which side it is")
+    return None
 
 
 def _epoch(row: Row) -> int:
