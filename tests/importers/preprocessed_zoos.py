@@ -104,6 +104,7 @@ def dataset(cls, name, trials, *, mode, kind="CNN", keys=HYP_KEYS, root="/netscr
         found.data_out = [vector.clone() for vector in found.data_in]
     if mode == "vector":
         found.data_in = found.weights_in = torch.stack(found.data_in)
+        found.data_out = states
     return found
 
 

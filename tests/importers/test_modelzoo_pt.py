@@ -280,7 +280,7 @@ def test_files_of_a_folder_are_told_apart_and_other_files_are_said(trials, tmp_p
     (tmp_path / "index_dict.json").write_text("{}")
     models, _, _, skipped = read(tmp_path)
     assert sorted(models) == sorted(f"dataset_{name}/{trial}" for name in ("small", "large") for trial in KINDS)
-    assert skipped == [Skipped("other.pt", None, "holds no dataset of models")]
+    assert skipped == [Skipped("other.pt", None, "holds no dataset of models", what="file")]
 
 
 def test_a_file_is_the_same_source_in_a_folder_and_in_archives(trials, tmp_path):
@@ -302,13 +302,60 @@ def test_a_file_is_the_same_source_in_a_folder_and_in_archives(trials, tmp_path)
                 assert all(torch.equal(tensor, same[key][epoch][n]) for n, tensor in tensors.items())
 
 
-def test_pairs_of_states_are_read_without_their_second_ones(trials, tmp_path):
-    def pair(found):
-        found["trainset"].task = "sequence_prediction"
+def paired(found):
+    """As the published loaders pair the two epochs of every model, 0 -> 1; the second states are never made vectors."""
+    for one in found.values():
+        told = one.properties
+        first = [place for place, epoch in enumerate(one.epochs) if epoch == 0]
+        one.task = "sequence_prediction"
+        if isinstance(one.data_in, torch.Tensor):
+            one.data_out = [one.data_out[place + 1] for place in first]
+            one.data_in = one.weights_in = one.data_in[first]
+        else:
+            one.data_out = [one.data_in[place + 1] for place in first]
+            one.data_in = [one.data_in[place] for place in first]
+        for name in ("labels_in", "paths", "epochs"):
+            setattr(one, name, [getattr(one, name)[place] for place in first])
+        one.labels_out = [f"{path} epoch 1 layer {one.layer_lst}" for path in one.paths]
+        one.properties = {name: [values[place] for place in first] for name, values in told.items()}
 
-    _, states, _, skipped = read(write_dataset(tmp_path / "dataset.pt", splits(trials), change=pair))
-    assert len(states) == 5
-    assert skipped == [Skipped("dataset.pt: trainset", None, "holds pairs of states; the second ones are not read")]
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("mode", ["checkpoint", "vector", "vectors"])
+def test_of_pairs_the_last_state_of_a_model_is_the_second_one(trials, tmp_path, mode):
+    names = tuple(KINDS) if mode == "checkpoint" else tuple(PLAIN)
+    path = write_dataset(tmp_path / "dataset.pt", splits(trials, names), mode=mode, change=paired)
+    models, states, measured, skipped = read(path)
+    for name in names:
+        assert [s.epoch for s in models[name].checkpoints] == [0, 1]
+        assert list(measured[name].by_epoch) == [0]
+        assert models[name].notes == ()
+        assert list(json.loads(models[name].original)["states"]) == ["0"]
+        for epoch, state in trials[name][1].items():
+            assert all(torch.equal(a, b) for a, b in zip(states[name][epoch].values(), state.values(), strict=True))
+    assert [(s.key, s.what) for s in skipped] == [
+        (f"dataset.pt: {part}set", "part") for part in ("train", "val", "test")
+    ]
+    assert {s.reason.partition(" (")[0] for s in skipped} == {
+        "holds pairs of states; a second one is read where it is the first of no pair, and nothing was measured of it"
+    }
+    done = import_zoo(path, None, tmp_path / "zoo", lambda text: None)
+    assert (done.models, done.states) == (len(names), 2 * len(names))
+    assert "  3 parts: holds pairs of states" in str(done)
+
+
+@pytest.mark.parametrize(
+    "labels", [None, lambda path: f"{path} of another epoch", lambda path: f"{path}_2 epoch 1 layer []", lambda path: 7]
+)
+def test_second_states_without_labels_that_name_their_epoch_are_not_read(trials, tmp_path, labels):
+    def change(found):
+        paired(found)
+        for one in found.values():
+            one.labels_out = labels and [labels(path) for path in one.paths]
+
+    models, _, _, skipped = read(write_dataset(tmp_path / "dataset.pt", splits(trials), change=change))
+    assert {s.epoch for m in models.values() for s in m.checkpoints} == {0}
+    assert "the second ones are not read" in skipped[0].reason
 
 
 def test_one_state_is_read_at_a_time(tmp_path):

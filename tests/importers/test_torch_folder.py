@@ -114,7 +114,7 @@ def test_missing_damaged_and_unlisted_files_are_told(table):
     assert [s.epoch for s in first.checkpoints] == [5]
     assert first.notes == ("states/m0_0.pt is not there",)
     assert second.reason.startswith("has no usable checkpoint: states/m1_0.pt is not a state dict")
-    assert extra == Skipped("states/extra.pth", None, "stands in no row of the table")
+    assert extra == Skipped("states/extra.pth", None, "stands in no row of the table", what="file")
 
 
 def test_a_table_that_leaves_its_folder_reads_nothing_there(table, tmp_path):

@@ -71,11 +71,8 @@ class Imported:
         lines = [f"{self.path}: {_counted(self.models, 'model')}{diverged}, {_counted(self.states, 'state')}"]
         if self.check is not None:
             lines.append(f"  {self.check}")
-        counts = Counter((s.epoch is None, _kind(s.reason)) for s in self.skipped)
-        lines += [
-            f"  {_counted(count, 'model' if whole else 'checkpoint')}: {reason}"
-            for (whole, reason), count in counts.items()
-        ]
+        counts = Counter((s.what if s.epoch is None else "checkpoint", _kind(s.reason)) for s in self.skipped)
+        lines += [f"  {_counted(count, what)}: {reason}" for (what, reason), count in counts.items()]
         return "\n".join(lines) + (f"\n  each with its reason: {_log(self.path)}" if self.skipped else "")
 
 

@@ -1,7 +1,8 @@
 """Preprocessed zoos (``dataset*.pt``) of 2021 and 2022: pickled dataset objects, read without their classes.
 
 <file>              dict of ``trainset``, ``valset``, ``testset``; each an object with, of every state,
-  data_in           its state dict or vector (or all vectors as one tensor); ``data_out``, the same again, is not read
+  data_in           its state dict or vector (or all vectors as one tensor)
+  data_out          the same again, or the next state, of which those are read that ``data_in`` lacks
   paths, epochs     the trial's folder, which is the model, and the epoch (or both in ``labels_in``)
   properties        what was measured, and settings: lists by name
 index_dict.json     beside it, perhaps: where in a vector which layer is
@@ -92,13 +93,15 @@ class ModelzooPt:
         known = {file.name for file in self._opened}
         for name in _dataset_files(self.files):
             if name not in known:
-                yield Skipped(name, None, "holds no dataset of models")
+                yield Skipped(name, None, "holds no dataset of models", what="file")
 
     def measured(self, model: SourceModel) -> Measured:
         own = self._models[model.key]
         by_epoch: dict[int, dict[str, float]] = {}
         notes: list[str] = []
         for epoch, place in own.places.items():
+            if not own.part.is_described(place):
+                continue
             if own.part.is_of_its_epoch(place):
                 by_epoch[epoch] = _metrics(own.part.known(place), own.file.measured, notes)
             else:
@@ -114,6 +117,8 @@ class ModelzooPt:
         else:
             tensors = {name: content.tensor(t) for name, t in own.part.state_dict(place).items()}
         tensors = dict(our_names(own.record, tensors))
+        if not own.part.is_described(place):  # beside vectors, second states are whole state dicts
+            tensors = {e.name: tensors[e.name] for e in model.layout.entries if e.name in tensors} or tensors
         if reason := misfit(model.layout, tensors):
             raise Unusable(f"does not fit its model: {reason}")
         return State(tensors)
@@ -122,8 +127,8 @@ class ModelzooPt:
         above = f"{posixpath.splitext(file.name)[0]}/" if len(self._opened) > 1 else ""
         common = _common({path for part in file.parts for path in part.paths})
         for part in file.parts:
-            if part.told.get("task") == "sequence_prediction":
-                yield Skipped(f"{file.name}: {part.name}", None, "holds pairs of states; the second ones are not read")
+            if part.pairs:
+                yield Skipped(f"{file.name}: {part.name}", None, _of_pairs(part), what="part")
             for path, places in part.models.items():
                 key = above + (path.removeprefix(common) or path)
                 yield self._model(key, path, file, part, places)
@@ -135,8 +140,9 @@ class ModelzooPt:
             if places.setdefault(part.epochs[place], place) != place:
                 notes.append(f"has two states of epoch {part.epochs[place]}; the second is left out")
         places = dict(sorted(places.items()))
-        first = next(iter(places.values()))
-        constant = self._constant(file, part, places, notes)
+        described = {epoch: place for epoch, place in places.items() if part.is_described(place)}
+        first = next(iter(described.values()))
+        constant = self._constant(file, part, described, notes)
         try:
             slices, tensors = self._tensors(file, part, first)
         except Unusable as error:
@@ -152,7 +158,7 @@ class ModelzooPt:
         return SourceModel(
             key=key,
             settings=dict(sorted(settings.items())),
-            original=_original(path, part, places, notes),
+            original=_original(path, part, described, notes),
             layout=_layout(network, named),
             checkpoints=tuple(stored),
             network=network,
@@ -216,6 +222,16 @@ class ModelzooPt:
             raise IntegrityError(f"{place} {error}\nnothing of it is imported") from error
         content.objects = None  # parts hold what is needed of it
         return _File(name, content, parts, measured_names(parts))
+
+
+def _of_pairs(part: Part) -> str:
+    """What becomes of a part that holds pairs of states."""
+    if not part.seconds:
+        return "holds pairs of states; the second ones are not read, they have no labels that name other epochs"
+    return (
+        "holds pairs of states; a second one is read where it is the first of no pair, and nothing was measured of it "
+        f"({len(part.seconds):,} states)"
+    )
 
 
 def _dataset_files(files: Files) -> list[str]:

@@ -54,7 +54,7 @@ class SafeTensors:
         for key, found in self._found.items():
             yield self._model(key, found)
         for part in self._lonely:
-            yield Skipped(part, None, f"is one part of several, whose index (*{INDEX}) is not there")
+            yield Skipped(part, None, f"is one part of several, whose index (*{INDEX}) is not there", what="file")
         yield from self._of_the_list
 
     def measured(self, model: SourceModel) -> Measured:

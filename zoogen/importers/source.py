@@ -78,11 +78,18 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A model (epoch None) or one of its checkpoints that is not imported, or a part of its record that is not."""
+    """A model (epoch None) or one of its checkpoints that is not imported, or a part of its record that is not.
+
+    Attributes:
+        key, epoch: Which one.
+        reason: Of a kind that stands before the first colon or parenthesis; what is told behind it may differ.
+        what: Is counted under this name, where it is no model and no checkpoint.
+    """
 
     key: str
     epoch: int | None
     reason: str
+    what: str = "model"
 
 
 @dataclass(frozen=True)

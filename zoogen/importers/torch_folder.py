@@ -55,7 +55,7 @@ class TorchFolder:
             yield self._model(key, rows)
         for name in self.files.sizes:
             if name.endswith(_STATES) and name not in described:
-                yield Skipped(name, None, "stands in no row of the table")
+                yield Skipped(name, None, "stands in no row of the table", what="file")
 
     def measured(self, model: SourceModel) -> Measured:
         notes: list[str] = []

@@ -13,6 +13,9 @@ from zoogen.importers.tensors.inert import Placed
 from zoogen.importers.tensors.pickle_data import Inert, Ordered
 
 _LABEL = re.compile(r"(?P<path>.+?)#_#epoch_(?P<epoch>\d{1,9})(?:#_#.*)?", re.DOTALL)
+_NEXT = re.compile(
+    r"(?: epoch |#_#epoch_)(\d{1,9})(?: layer |#_#|\Z)"
+)  # behind the path, in the label of a second state
 _SPLITS = {"trainset": "train", "valset": "val", "testset": "test"}
 _MOST_TENSORS = 10_000
 _LONGEST_NAME = 512
@@ -22,6 +25,7 @@ _SCALARS = (bool, int, float, str, type(None))
 _ITERATION = "training_iteration"
 _MEASURED = (*METRICS, "ggap", _ITERATION)
 _SETTING = "::"  # stands in names of settings
+_PAIRS = "sequence_prediction"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Part:
         name: As errors call it (``trainset``).
         split: ``train``, ``val`` or ``test``; None: the file does not say.
         paths, epochs: The model and the epoch of every state.
-        properties: What is known of every state, by name: numbers, texts, booleans or None.
+        properties: What is known of every state but the last ``len(seconds)`` ones, by name: numbers, texts, booleans
+            or None.
         told: How the dataset was made, as far as that is numbers and texts.
         layers, biases: What of a state dict went into a vector.
         base: A state dict that was kept beside vectors; empty: none was.
-        data: All states.
+        data: The states but the last ones.
+        seconds: The last ones: of pairs, the second states of epochs that are the first of no pair.
+        pairs: Whether the states are the first ones of pairs (a state, and that of the next epoch).
     """
 
     name: str
@@ -49,6 +56,8 @@ class Part:
     biases: bool
     base: Mapping[str, Placed]
     data: Any
+    seconds: list[Any]
+    pairs: bool
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -67,13 +76,13 @@ class Part:
         Raises:
             Unusable: it is neither.
         """
-        if type(self.data) is Placed:
+        if self.is_described(place) and type(self.data) is Placed:
             length, step = self.data.shape[1], self.data.stride[0]
             return Placed(self.data.storage, self.data.offset + place * step, (length,), self.data.stride[1:])
-        one = self.data[place]
+        one, where = self._one(place)
         if type(one) is Placed:
             if len(one.shape) != 1:
-                raise Unusable(f"has {self.name}.data_in[{place}] of {len(one.shape)} dimensions, expected a vector")
+                raise Unusable(f"has {where} of {len(one.shape)} dimensions, expected a vector")
             return one
         return None
 
@@ -83,7 +92,18 @@ class Part:
         Raises:
             Unusable: it is none.
         """
-        return _state_dict(self.data[place], f"{self.name}.data_in[{place}]")
+        return _state_dict(*self._one(place))
+
+    def _one(self, place: int) -> tuple[Any, str]:
+        """A state of several objects, and where it lies."""
+        described = len(self) - len(self.seconds)
+        if place < described:
+            return self.data[place], f"{self.name}.data_in[{place}]"
+        return self.seconds[place - described], f"{self.name}.data_out (of epoch {self.epochs[place]})"
+
+    def is_described(self, place: int) -> bool:
+        """Whether there are properties of a state: of second ones there are none."""
+        return place < len(self) - len(self.seconds)
 
     def size(self, place: int) -> int:
         """Bytes of a state."""
@@ -154,7 +174,8 @@ def measured_names(parts: tuple[Part, ...]) -> frozenset[str]:
     for part in parts:
         models = list(part.models.values())
         for name, values in part.properties.items():
-            if _SETTING not in name and any(len({repr(values[p]) for p in places}) > 1 for places in models):
+            own = ({repr(values[p]) for p in places if part.is_described(p)} for places in models)
+            if _SETTING not in name and any(len(found_values) > 1 for found_values in own):
                 found.add(name)
     return frozenset(found)
 
@@ -173,19 +194,43 @@ def _part(name: str, split: str | None, found: Inert) -> Part:
     else:
         raise Unusable(f"has no states: {name}.data_in is neither a list nor a tensor")
     paths, epochs = _places(name, fields, count)
+    pairs = fields.get("task") == _PAIRS
+    seconds = _seconds(fields, paths, epochs) if pairs else {}
     base = fields.get("checkpoint_base")
     return Part(
         name=name,
         split=split,
-        paths=paths,
-        epochs=epochs,
+        paths=[*paths, *(path for path, _ in seconds)],
+        epochs=[*epochs, *(epoch for _, epoch in seconds)],
         properties=_properties(name, fields.get("properties"), count),
         told={key: value for key, value in fields.items() if type(value) in _SCALARS},
         layers=fields.get("layer_lst"),
         biases=fields.get("use_bias") is True,
         base=_state_dict(base, f"{name}.checkpoint_base") if type(base) in (dict, Ordered) else {},
         data=data,
+        seconds=list(seconds.values()),
+        pairs=pairs,
     )
+
+
+def _seconds(fields: Mapping[str, Any], paths: list[str], epochs: list[int]) -> dict[tuple[str, int], Any]:
+    """By path and epoch, the second states that are the first of no pair: a model's last one, and what was filtered.
+
+    Their labels name the epoch; where one of them does not, there are none.
+    """
+    data, labels = fields.get("data_out"), fields.get("labels_out")
+    if type(data) is not list or type(labels) is not list or not len(data) == len(labels) == len(paths):
+        return {}
+    first = set(zip(paths, epochs, strict=True))
+    found: dict[tuple[str, int], Any] = {}
+    for path, label, one in zip(paths, labels, data, strict=True):
+        match = _NEXT.match(label, len(path)) if type(label) is str and label.startswith(path) else None
+        if match is None:
+            return {}
+        own = path, int(match[1])
+        if own not in first:
+            found.setdefault(own, one)
+    return found
 
 
 def _places(name: str, fields: Mapping[str, Any], count: int) -> tuple[list[str], list[int]]:
