@@ -55,6 +55,20 @@ def test_a_source_that_is_none_is_a_mistake_of_the_user(zoogen, published, tmp_p
     assert not (tmp_path / "zoo").exists()
 
 
+@pytest.mark.parametrize("form", ["folder", "zip", "zip of the folder"])
+@pytest.mark.parametrize("kind", [(), ("--from", "safetensors")])
+def test_a_zoo_is_no_source(zoogen, small_zoo, tmp_path, form, kind):
+    source = small_zoo
+    if form != "folder":
+        within = (small_zoo,) if form == "zip" else (small_zoo.parent, small_zoo.name)
+        source = shutil.make_archive(str(tmp_path / "zoo"), "zip", *within)
+    code, _, err = zoogen("import", source, *kind, "--out", tmp_path / "out")
+    assert code == 2
+    assert "is a zoo already" in err
+    assert "zoogen.open" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_out_nothing_is_read(zoogen, published):
     code, _, err = zoogen("import", published)
     assert code == 2

@@ -31,6 +31,7 @@ from zoogen.importers.networks.vector_names import (
     slices_of_index,
     slices_of_layers,
 )
+from zoogen.importers.ray_tune import RayTune
 from zoogen.importers.records.modelzoo_part import Part, check_parts, measured_names, parts_of
 from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.published_settings import published_settings
@@ -85,6 +86,8 @@ class ModelzooPt:
     @staticmethod
     def recognises(files: Files) -> bool:
         named = _dataset_files(files)
+        if RayTune.recognises(files):  # the trials, of which a dataset beside them was made
+            return False
         return len(named) <= _MOST_FILES and any(_is_marked(files, name) for name in named)
 
     def models(self) -> Iterator[SourceModel | Skipped]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoogen.core.errors import UserError
-from zoogen.importers.containers.files import open_files
+from zoogen.importers.containers.files import Files, open_files
 from zoogen.importers.containers.repository_list import ListedFiles, is_list
 from zoogen.importers.source import SOURCES, Source
 
@@ -23,13 +23,16 @@ def open_source(path: Path, kind: str | None = None, input_shape: tuple[int, ...
         input_shape: Of the samples it was trained on, for kinds that ask for it; None: not known.
 
     Raises:
-        UserError: nothing is there, the kind is unknown, or none or several recognise it.
+        UserError: nothing is there, it is a zoo already, the kind is unknown, or none or several recognise it.
         IntegrityError: an archive that is damaged or hostile.
     """
     if kind is not None:
         SOURCES.get(kind)  # a wrong name is told before a large archive is listed
     files = ListedFiles(path) if is_list(path) else open_files(path)
     try:
+        if zoo := _zoo_in(files):
+            where = path if path.is_dir() else f"it, once unpacked ({zoo})"
+            raise UserError(f"{path} is a zoo already: there is nothing to import\nopen {where} with zoogen.open")
         if kind is None:
             fitting = [name for name in SOURCES.names() if SOURCES.get(name).recognises(files)]  # type: ignore[attr-defined]
             if len(fitting) != 1:
@@ -40,3 +43,12 @@ def open_source(path: Path, kind: str | None = None, input_shape: tuple[int, ...
         yield SOURCES.make(kind, {"files": files} | ({"input_shape": input_shape} if asks else {}))
     finally:
         files.close()
+
+
+def _zoo_in(files: Files) -> str | None:
+    """Where in a folder or archive a zoo of ours lies, at its top or in its only folder; None: there is none."""
+    tops = {name.partition("/")[0] for name in files.sizes}
+    for root in ("", f"{next(iter(tops))}/" if len(tops) == 1 else ""):
+        if f"{root}zoo.json" in files.sizes and any(name.startswith(f"{root}shards/") for name in files.sizes):
+            return root or "."
+    return None

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.importers.containers.files import Files
 from zoogen.importers.networks.recorded_networks import OF_THE_INPUT, recorded_network
-from zoogen.importers.records.file_tables import read_table
+from zoogen.importers.records.file_tables import first_row, read_table
 from zoogen.importers.records.numbers import number, one_each
 from zoogen.importers.records.settings import RESULT, SHORT_NAMES, column, own_arguments, settings_of
 from zoogen.importers.source import METRICS, SOURCES, Measured, Skipped, SourceModel, State, Stored, Unusable
@@ -30,7 +30,9 @@ _TABLES = (".csv", ".json", ".parquet")
 _OTHER = "index_dict.json"  # lies beside preprocessed zoos, and is no table of files
 _LONGEST_KEY = 4096
 _FEWEST_ROWS, _ROWS_PER_STATE = 1_000, 10
-_PLACE = ("file", "model", "epoch")
+_MOST_TABLES = 16
+_FILE = "file"
+_PLACE = (_FILE, "model", "epoch")
 _SPLIT, _SPLITS = "split", ("train", "val", "test")
 
 Row = Mapping[str, Any]
@@ -47,7 +49,8 @@ class TorchFolder:
 
     @staticmethod
     def recognises(files: Files) -> bool:
-        return any(n.endswith(_STATES) for n in files.sizes) and len(_tables(files)) == 1
+        tables = _tables(files) if any(n.endswith(_STATES) for n in files.sizes) else []
+        return len(tables) == 1 and _FILE in first_row(files, tables[0])
 
     def models(self) -> Iterator[SourceModel | Skipped]:
         described = {place for rows in self._rows.values() for place, _ in rows}
@@ -138,7 +141,7 @@ class TorchFolder:
         # Some of a zoo's files may be elsewhere.
         at_most = max(_FEWEST_ROWS, _ROWS_PER_STATE * states)
         for line, row in enumerate(read_table(self.files, tables[0], at_most), start=1):
-            file = row.get("file")
+            file = row.get(_FILE)
             if not isinstance(file, str) or not file:
                 raise UserError(f"{self.files.name}: row {line} of {tables[0]} has no file\nname it in column 'file'")
             place = posixpath.normpath(posixpath.join(folder, file))
@@ -179,4 +182,8 @@ def _constant(rows: list[tuple[str, Row]], name: str) -> bool:
 
 
 def _tables(files: Files) -> list[str]:
-    return [n for n in files.sizes if n.endswith(_TABLES) and posixpath.basename(n) != _OTHER]
+    """What may be the table: of several, those with a column ``file``."""
+    named = [n for n in files.sizes if n.endswith(_TABLES) and posixpath.basename(n) != _OTHER]
+    if not 1 < len(named) <= _MOST_TABLES:
+        return named
+    return [n for n in named if _FILE in first_row(files, n)] or named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -29,11 +29,10 @@ def read_table(files: Files, name: str, at_most: int) -> list[dict[str, Any]]:
         IntegrityError: it is damaged, has more than ``at_most`` rows, or more columns, values or bytes than any table.
     """
     data = files.read(name, _MOST_BYTES)
-    reader = _csv if name.endswith(".csv") else _parquet if name.endswith(".parquet") else _json
     rows: list[dict[str, Any]] = []
     fields = 0
     try:
-        for row in reader(data, at_most):
+        for row in _reader(name)(data, at_most):
             rows.append(row)
             fields += len(row)
             _bound(len(rows), at_most, "rows")
@@ -43,11 +42,25 @@ def read_table(files: Files, name: str, at_most: int) -> list[dict[str, Any]]:
     return rows
 
 
+def first_row(files: Files, name: str) -> dict[str, Any]:
+    """The first row of a table, whatever stands behind it; empty where it is none."""
+    try:
+        return next(_reader(name)(files.read(name, _MOST_BYTES), _MOST_FIELDS), {})
+    except (IntegrityError, ValueError, KeyError, TypeError, csv.Error, OSError):
+        return {}
+
+
+def _reader(name: str) -> Callable[[bytes, int], Iterator[dict[str, Any]]]:
+    return _csv if name.endswith(".csv") else _parquet if name.endswith(".parquet") else _json
+
+
 def _csv(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
     rows = csv.DictReader(io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", newline=""))
     _check_columns(list(rows.fieldnames or ()))
     for row in rows:
-        yield {name: _value(text) for name, text in row.items() if isinstance(name, str)}
+        yield {
+            name: _value(text) for name, text in row.items() if name
+        }  # numbers of rows, as pandas keeps them, have none
 
 
 def _json(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
