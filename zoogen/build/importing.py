@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoogen.build.imported_kin import Root, find_kin, roots_of
+from zoogen.build.imported_summary import counted, summed_up
 from zoogen.build.imported_table import (
     VERSION,
     described,
@@ -66,13 +66,12 @@ class Imported:
     skipped: tuple[Skipped, ...] = field(default_factory=tuple)
 
     def __str__(self) -> str:
-        """A line for what is there, and one for each kind of what is not."""
+        """A line for what is there, and some for what is not."""
         diverged = f" ({self.diverged:,} diverged)" if self.diverged else ""
-        lines = [f"{self.path}: {_counted(self.models, 'model')}{diverged}, {_counted(self.states, 'state')}"]
+        lines = [f"{self.path}: {counted(self.models, 'model')}{diverged}, {counted(self.states, 'state')}"]
         if self.check is not None:
             lines.append(f"  {self.check}")
-        counts = Counter((s.what if s.epoch is None else "checkpoint", _kind(s.reason)) for s in self.skipped)
-        lines += [f"  {_counted(count, what)}: {reason}" for (what, reason), count in counts.items()]
+        lines += [f"  {line}" for line in summed_up(self.skipped)]
         return "\n".join(lines) + (f"\n  each with its reason: {_log(self.path)}" if self.skipped else "")
 
 
@@ -146,7 +145,7 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     run.kin = find_kin(run.source, run.models, folder.path, manifest["imported"]["digest"], run.tell)
     run.roots = roots_of(run.models, run.ids, run.kin)
     if rare := setting_columns(run.models)[1]:
-        run.tell(f"{_counted(rare, 'setting')} of fewest models: no columns of their own, only in source.record")
+        run.tell(f"{counted(rare, 'setting')} of fewest models: no columns of their own, only in source.record")
     run.outcomes = {u.unit_id: o for u in units if (o := _stored_outcome(folder, u)) is not None}
     others = {r.cohort_id: r for r in folder.read_cohorts()}
     _write_plan(run, units, others)
@@ -316,15 +315,6 @@ def _write_log(path: Path, run: _Import, skipped: Sequence[Skipped]) -> None:
     ]
     _log(path).parent.mkdir(exist_ok=True)
     write_file(_log(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
-
-
-def _kind(reason: str) -> str:
-    """What is common to reasons that name their own files, lines and shapes."""
-    return reason.partition(":")[0].partition(" (")[0]
 
 
 def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
