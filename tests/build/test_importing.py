@@ -433,11 +433,41 @@ def test_other_weights_under_the_same_names_are_other_models(source, tmp_path):
     state = torch.load(place, weights_only=True)
     torch.save({name: tensor.flip(0) for name, tensor in state.items()}, place)
     assert place.stat().st_size == next(source.glob("NN_tune_trainable_a_1/checkpoint_*1/checkpoints")).stat().st_size
-    with pytest.raises(UserError, match="whose models or checkpoints are not those of"):
+    with pytest.raises(UserError, match="whose models, checkpoints or records are not those of"):
         take(source, tmp_path / "out")
     other = take(source, tmp_path / "other")
     ids = [{row["source.key"]: row["model_id"] for row in by_key(zoogen.open(z.path)).values()} for z in (done, other)]
     assert {key for key in ids[0] if ids[0][key] != ids[1][key]} == {"NN_tune_trainable_a_1"}
+
+
+@pytest.mark.parametrize("name", ["result.json", "progress.csv", "params.json"])
+def test_records_that_were_edited_are_noticed(source, tmp_path, name):
+    out = take(source, tmp_path / "out").path
+    assert take(source, out).models == 6
+    place = source / "NN_tune_trainable_a_1" / name
+    place.write_text(place.read_text() + "\n")
+    before = digests(out)
+    with pytest.raises(UserError, match="whose models, checkpoints or records are not those of"):
+        take(source, out)
+    assert digests(out) == before
+
+
+def test_a_zoo_within_its_source_is_none_of_its_records(source):
+    assert take(source, source / "zoos/own").models == 6
+    assert take(source, source / "zoos/own").models == 6
+
+
+def test_a_table_that_was_edited_is_noticed(tmp_path):
+    (tmp_path / "source").mkdir()
+    for epoch in (0, 1):
+        torch.save({"w": torch.full((2,), float(epoch))}, tmp_path / f"source/{epoch}.pt")
+    table = tmp_path / "source/models.csv"
+    table.write_text("file,model,epoch,test_acc\n0.pt,m,0,0.5\n1.pt,m,1,0.75\n")
+    out = take(tmp_path / "source", tmp_path / "out", "torch").path
+    assert take(tmp_path / "source", out, "torch").states == 2
+    table.write_text(table.read_text().replace("0.75", "0.875"))
+    with pytest.raises(UserError, match="whose models, checkpoints or records are not those of"):
+        take(tmp_path / "source", out, "torch")
 
 
 def test_listing_a_compressed_tar_goes_back_no_more_often_for_more_models(source, tmp_path, monkeypatch):

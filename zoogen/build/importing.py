@@ -31,6 +31,7 @@ from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError, UserError, ZoogenError
 from zoogen.dataset import open_zoo
+from zoogen.importers.containers.files import Files
 from zoogen.importers.opening import open_source
 from zoogen.importers.relatives import Kin
 from zoogen.importers.source import Skipped, Source, SourceModel
@@ -44,6 +45,8 @@ from zoogen.store.shard_info import software
 from zoogen.store.zoo import ZooFolder
 
 log = logging.getLogger(__name__)
+
+_RECORDS = (".json", ".csv", ".csv.gz", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -227,15 +230,25 @@ def _manifest(run: _Import, path: Path) -> dict[str, Any]:
         "tasks": {} if run.trained is None else {run.trained.task_id: run.trained.described()},
         "layouts": {m.layout.layout_id: m.layout.to_json() for m in run.models},
         "blueprints": [],
-        "imported": {"kind": kind, "source": path.resolve().name, "version": VERSION, "digest": _listing(run)},
+        "imported": {"kind": kind, "source": path.resolve().name, "version": VERSION, "digest": _listing(run, path)},
         "software": software(),
     }
 
 
-def _listing(run: _Import) -> str:
-    """Digest of which models and checkpoints the source lists."""
+def _listing(run: _Import, path: Path) -> str:
+    """Digest of which models and checkpoints the source lists, and of its records by name and size."""
     listed = [[run.ids[m.key], [[s.epoch, s.size] for s in m.checkpoints]] for m in run.models]
-    return digest(canonical_json(listed))
+    own, root = run.folder.path.resolve(), path.resolve()
+    within = f"{own.relative_to(root).as_posix()}/" if own.is_relative_to(root) else None
+    records = [record for record in _records(run.source.files) if within is None or not record[0].startswith(within)]
+    return digest(canonical_json([listed, records]))
+
+
+def _records(files: Files) -> list[tuple[str, int]]:
+    """Files with settings or results, and their sizes."""
+    links: Mapping[str, str] = getattr(files, "links", {})
+    sizes = {**files.sizes, **{name: files.sizes[target] for name, target in links.items() if target in files.sizes}}
+    return sorted((name, size) for name, size in sizes.items() if name.endswith(_RECORDS))
 
 
 def _check_same(path: Path, stored: dict[str, Any] | None, manifest: dict[str, Any]) -> None:
@@ -250,8 +263,9 @@ def _check_same(path: Path, stored: dict[str, Any] | None, manifest: dict[str, A
         raise UserError(f"{path} holds an import {what}\ngive the same --task, or choose another folder: --out DIR")
     if {k: known.get(k) for k in ("kind", "version", "digest")} != {k: given[k] for k in ("kind", "version", "digest")}:
         raise UserError(
-            f"{path} holds an import of {known.get('source')!r} ({known.get('kind')}), whose models or checkpoints are "
-            f"not those of {given['source']!r} ({given['kind']}) as it is now\nchoose another folder: --out DIR"
+            f"{path} holds an import of {known.get('source')!r} ({known.get('kind')}), whose models, checkpoints or "
+            f"records are not those of {given['source']!r} ({given['kind']}) as it is now\n"
+            "choose another folder: --out DIR"
         )
 
 

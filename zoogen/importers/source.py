@@ -122,6 +122,9 @@ class Source(Protocol):
 
     registered_name: ClassVar[str]
 
+    @property
+    def files(self) -> Files: ...
+
     @staticmethod
     def recognises(files: Files) -> bool:
         """Whether the files look like this kind."""
