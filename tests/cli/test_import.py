@@ -1,6 +1,7 @@
 """``zoogen import``: what it prints, its exit codes, and that the other commands take what it made."""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_a_zoo_is_no_source(zoogen, small_zoo, tmp_path, form, kind):
     assert "is a zoo already" in err
     assert "zoogen.open" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_names_every_kind_and_loads_nothing_heavy():
+    from zoogen.importers.source import SOURCES
+
+    probe = "import sys\nfrom zoogen.cli import main\nsys.argv = ['zoogen', *sys.argv[1:]]\n"
+    probe += "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)"
+    shown = {}
+    for arguments in (("import", "--help"), ("--help",)):
+        done = subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, check=True)
+        shown[arguments] = " ".join(done.stdout.split()), {name.split(".")[0] for name in done.stderr.split()}
+        assert not shown[arguments][1] & {"torch", "pandas", "h5py", "ray", "pyarrow"}
+    assert f"Layout of SOURCE: {', '.join(SOURCES.names())}. [default: recognised]" in shown["import", "--help"][0]
+    assert "zoogen.importers" not in done.stderr.split()
 
 
 def test_without_out_nothing_is_read(zoogen, published):

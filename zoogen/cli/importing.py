@@ -7,9 +7,19 @@ from pathlib import Path
 import click
 
 
+class _Kind(click.Option):
+    """Its help names the kinds of sources, which are looked for only when it is shown."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from zoogen.importers.source import SOURCES
+
+        self.help = f"Layout of SOURCE: {', '.join(SOURCES.names())}. [default: recognised]"
+        return super().get_help_record(ctx)
+
+
 @click.command("import")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("--from", "kind", metavar="KIND", help="Layout of SOURCE, e.g. ray-tune. [default: recognised]")
+@click.option("--from", "kind", metavar="KIND", cls=_Kind)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where the zoo goes.")
 @click.option("--task", metavar="NAME|BLUEPRINT", help="What its models were trained on; a blueprint's is its task.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the task data. [default: $ZOOGEN_DATA]")
