@@ -367,8 +367,17 @@ def test_networks_that_a_record_calls_by_our_names_are_built(tmp_path):
         ({"outputs": 7}, "the tensors are not those of its architecture: fc2.weight is float32 (10, 20), not"),
         ({"architecture.name": "import", "architecture.path": "os:system"}, "would run code that its record names"),
         ({"input_shape": [[1]]}, "architecture 'cnn-s' cannot be built"),
+        (
+            {"architecture.name": "torchvision", "architecture.model": "vit_b_16", "architecture.arguments": {"x": 1}},
+            "its architecture.arguments is no value or list",
+        ),
+        (
+            {"architecture.name": "mlp", "architecture.hidden": [1] * 1_001},
+            "its architecture.hidden is no value or list of up to 1,000 values",
+        ),
+        ({"architecture.activation": {"tanh": 1}}, "its architecture.activation is no value or list"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_network_that_does_not_fit_its_record_is_imported_without_code_and_that_is_said(tmp_path, change, says):
     told = {name: value for name, value in (TOLD | change).items() if value is not None}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "architecture.name"
 OF_THE_INPUT = ("input_shape", "outputs")
 _PREFIX = "architecture."
+_MOST_LAYERS = 1_000
 
 
 def recorded_network(
@@ -59,6 +60,8 @@ def _network(record: Mapping[str, Any]) -> tuple[Network | None, str]:
         names = {f.name for f in fields(ARCHITECTURES.get(name))}
         if absent := sorted(names - arguments.keys()):
             return None, f"its record has no {_PREFIX}{absent[0]}"
+        if large := sorted(name for name, value in arguments.items() if not _is_plain(value)):
+            return None, f"its {_PREFIX}{large[0]} is no value or list of up to {_MOST_LAYERS:,} values"
         network = Network(ARCHITECTURES.restore(arguments), _shape(record["input_shape"]), int(record["outputs"]))
         describe(network.architecture, network.input_shape, network.outputs)
     except (UserError, TypeError, ValueError, RuntimeError, KeyError, AttributeError, OverflowError) as error:
@@ -69,6 +72,12 @@ def _network(record: Mapping[str, Any]) -> tuple[Network | None, str]:
 def _parsed(value: Any) -> Any:
     """Lists stand in tables as JSON text."""
     return read_json(value) if isinstance(value, str) and value.startswith("[") else value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether this is what a table could hold: a network of millions of layers takes hours to be described."""
+    values = value if isinstance(value, list) else [value]
+    return len(values) <= _MOST_LAYERS and not any(isinstance(one, (list, dict)) for one in values)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
