@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 import zoogen
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.dataset.reading import Reading
-from zoogen.dataset.shards import States
+from zoogen.dataset.shards import ModelNumbers, States
 from zoogen.dataset.windows import Order
 from zoogen.store.stack_file import StackFile
 
@@ -80,8 +80,9 @@ def test_shuffled_every_state_comes_once_with_its_own_weights(zoo, small_zoo, st
 
 def synthetic(n_shards=7, rows=3000):
     shard, row = np.repeat(np.arange(n_shards), rows), np.tile(np.arange(rows), n_shards)
-    n = len(row)
-    return States("x", tuple(f"s{i}" for i in range(n_shards)), shard, row, np.full(n, "m", object), np.zeros(n, int))
+    nothing = np.zeros(len(row), int)
+    numbers = ModelNumbers(np.array(["m"], object))
+    return States("x", tuple(f"s{i}" for i in range(n_shards)), shard, row, nothing, nothing, numbers)
 
 
 def test_a_shuffled_order_reads_blocks_and_mixes_well():

@@ -412,8 +412,8 @@ class Selection:
         tables = self.zoo.tables
         rows = self.rows if rows is None else rows
         codes, places = tables.shards
-        ids = tables.models["model_id"].to_numpy(object)[tables.model_of[rows]]
-        return States(self._layout_id, tables.shard_names, codes[rows], places[rows], ids, tables.epochs[rows])
+        columns = (codes[rows], places[rows], tables.model_of[rows], tables.epochs[rows])
+        return States(self._layout_id, tables.shard_names, *columns, tables.numbers)
 
     def read(self, rows: np.ndarray, how: Reading) -> Any:
         """Weights of some rows of the checkpoints table: [rows, width], read as ``how`` says."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,28 @@ _PIECE_BYTES = 64 << 20  # what is read at once: bounds the memory beside the re
 
 
 @dataclass(frozen=True)
+class ModelNumbers:
+    """Models by number, since millions of numbers are compared, moved and sent to workers faster than ids are.
+
+    Attributes:
+        ids: object [models].
+    """
+
+    ids: np.ndarray
+
+    @cached_property
+    def _number_of(self) -> dict[str, int]:
+        return {model_id: number for number, model_id in enumerate(self.ids.tolist())}
+
+    def of(self, ids: Sequence[str]) -> np.ndarray:
+        """int64, the numbers of these ids; -1 for others."""
+        return np.array([self._number_of.get(model_id, -1) for model_id in ids], np.int64)
+
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {"ids": self.ids}
+
+
+@dataclass(frozen=True)
 class States:
     """Where states lie, one entry per state.
 
@@ -30,23 +53,25 @@ class States:
         shard_names: Of the zoo's shards.
         shard: int64 [states], codes into ``shard_names``.
         row: int64 [states], rows within the shards.
-        model_ids: object [states].
+        models: int64 [states], codes into the ids of ``numbers``.
         epochs: int64 [states].
+        numbers: Of models.
     """
 
     layout_id: str
     shard_names: tuple[str, ...]
     shard: np.ndarray
     row: np.ndarray
-    model_ids: np.ndarray
+    models: np.ndarray
     epochs: np.ndarray
+    numbers: ModelNumbers
 
     def __len__(self) -> int:
         return len(self.row)
 
     def take(self, places: np.ndarray | slice) -> States:
-        parts = (self.shard[places], self.row[places], self.model_ids[places], self.epochs[places])
-        return States(self.layout_id, self.shard_names, *parts)
+        parts = (self.shard[places], self.row[places], self.models[places], self.epochs[places])
+        return States(self.layout_id, self.shard_names, *parts, self.numbers)
 
     def by_shard(self) -> Iterator[np.ndarray]:
         """Places of the states of one shard after another, by ascending row."""
@@ -197,11 +222,11 @@ class _Shard:
         except ValueError as error:
             raise IntegrityError(f"{zoo}: the table of checkpoints names a shard that cannot be: {error}") from error
         try:
-            ids, self._model_of = self.reader.models()
+            self._ids, self._model_of = self.reader.models()
         except UnicodeDecodeError as error:
             raise IntegrityError(f"shard {self.reader.folder}: model ids are damaged ({error})") from error
-        self._ids = np.array(ids, dtype=object)
         self._epochs = self.reader.epochs()
+        self._numbers: tuple[ModelNumbers, np.ndarray] | None = None
 
     def check(self, states: States) -> None:
         """Raise unless the rows of these states are the ones that the tables say."""
@@ -210,12 +235,18 @@ class _Shard:
         if not (
             inside
             and np.array_equal(self._epochs[rows], states.epochs)
-            and np.array_equal(self._ids[self._model_of[rows]], states.model_ids)
+            and np.array_equal(self._models(states.numbers)[rows], states.models)
         ):
             raise IntegrityError(
                 f"shard {self.reader.folder}: its rows are not those that the zoo's checkpoints.parquet names\n"
                 "`zoogen verify` says which of them is wrong; `zoogen build` makes the table anew"
             )
+
+    def _models(self, numbers: ModelNumbers) -> np.ndarray:
+        """int64 [rows of the shard], the number of each row's model."""
+        if self._numbers is None or self._numbers[0] is not numbers:
+            self._numbers = numbers, numbers.of(self._ids)[self._model_of]
+        return self._numbers[1]
 
 
 def _filling(read: Callable) -> Fill:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zoogen.core.errors import IntegrityError
+from zoogen.dataset.shards import ModelNumbers
 from zoogen.store.check import CHECKPOINT_COLUMNS
 from zoogen.store.columns import FileColumns, TableColumns, in_memory
 from zoogen.store.derive import DerivedTables, planned_shards
@@ -61,6 +62,11 @@ class Tables:
         import pandas as pd
 
         return pd.Index(self.models["model_id"])
+
+    @cached_property
+    def numbers(self) -> ModelNumbers:
+        """Rows of ``models`` by model id."""
+        return ModelNumbers(self.models["model_id"].to_numpy(object))
 
     @cached_property
     def checkpoints(self) -> pd.DataFrame:
