@@ -15,8 +15,10 @@ from store_samples import read_weights
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.store.check import problems_of
+from zoogen.store.fence import builder_of, check_token
 from zoogen.store.shard_info import read_shard_info
 from zoogen.store.tables import read_parquet, read_schema
+from zoogen.store.verify import verify
 from zoogen.store.zoo import ZooFolder
 
 SHAPE = (12, 21)
@@ -194,7 +196,7 @@ def test_what_is_no_hdf5_file_is_refused(shard, sample, content):
         read_weights(sample.path, "c0-s0")
 
 
-def test_a_pipe_is_not_waited_for(shard, sample):
+def test_a_pipe_as_weights_is_not_waited_for(shard, sample):
     (shard / "weights.h5").unlink()
     os.mkfifo(shard / "weights.h5")
     with pytest.raises(IntegrityError, match="not a regular file"):
@@ -305,3 +307,47 @@ def test_random_bytes_in_a_table_never_crash_the_reader(shard):
         except IntegrityError:
             found += 1
     assert found > 100
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.mkdir()
+
+
+IN_PLACE = pytest.mark.parametrize("make", [pipe, endless, folder], ids=lambda f: f.__name__)
+READERS = {
+    "zoo.json": ZooFolder.manifest,
+    "plan.parquet": ZooFolder.plan_table,
+    "cohorts.parquet": ZooFolder.read_cohorts,
+    "models.parquet": lambda zoo: read_parquet(zoo.path / "models.parquet"),
+    "shards/c0-s0/shard.json": lambda zoo: read_shard_info(zoo.path / "shards/c0-s0"),
+    "shards/c0-s0/checkpoints.parquet": lambda zoo: read_schema(zoo.path / "shards/c0-s0/checkpoints.parquet"),
+    "shards/c0-s0/weights.h5": lambda zoo: read_weights(zoo.path, "c0-s0"),
+}
+
+
+@IN_PLACE
+@pytest.mark.parametrize("name", READERS)
+def test_what_stands_in_the_place_of_a_file_is_not_read(shard, sample, name, make):
+    (sample.path / name).unlink(missing_ok=True)
+    make(sample.path / name)
+    with pytest.raises(IntegrityError, match=rf"{name}: .*(not a regular file|a folder)"):
+        READERS[name](sample.folder)
+    verify(sample.path)
+
+
+@IN_PLACE
+def test_work_of_a_build_that_is_no_file_is_not_read(sample, make):
+    for name in ("lock", "token"):
+        (sample.path / ".work" / name).unlink(missing_ok=True)
+        make(sample.path / ".work" / name)
+    assert builder_of(sample.path) is None
+    with pytest.raises(IntegrityError, match="token"):
+        check_token(sample.path, "0")

@@ -10,10 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zoogen.core.canonical import digest
+from zoogen.core.errors import IntegrityError
 from zoogen.importers.relatives import Comparing, Kin
 from zoogen.importers.source import Source, SourceModel
-from zoogen.store.durable import write_file
+from zoogen.store.durable import read_json, write_file
 from zoogen.store.fence import work_folder
+
+_MOST_BYTES = 1 << 28
 
 
 def find_kin(
@@ -95,7 +98,7 @@ def _oldest(key: str, above: Mapping[str, str | None]) -> str:
 
 def _read(place: Path, listing: str) -> dict[str, Kin] | None:
     try:
-        told = json.loads(place.read_bytes())
+        told = read_json(place, at_most=_MOST_BYTES)
         return {key: Kin(*kin) for key, kin in told["kin"].items()} if told["listing"] == listing else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, IntegrityError, ValueError, TypeError, KeyError):
         return None

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from zoogen.core.canonical import canonical_json, digest
+from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job, Recording, Segment
 from zoogen.importers.records.plausible import plausible
@@ -18,7 +19,7 @@ from zoogen.importers.records.settings import plain
 from zoogen.importers.source import Skipped, Source, SourceModel, State, Unusable
 from zoogen.importers.tensors.views import row_of
 from zoogen.store.cohorts import CohortRecord
-from zoogen.store.durable import disk_faults, write_file
+from zoogen.store.durable import disk_faults, read_json, write_file
 from zoogen.store.shard import seal_shard
 from zoogen.store.shard_info import DISK_DTYPES
 from zoogen.twins.measures import layer_sparsities
@@ -27,6 +28,7 @@ MODELS = 64
 BYTES = 256 << 20
 """At most this many models, and about this many bytes of checkpoints, are in memory at once (or one checkpoint)."""
 
+_MOST_OUTCOME = 1 << 26  # bytes
 _NOT_FINITE = "holds NaN or infinite numbers"
 _NO_STATE = "has results that are of no stored state"
 
@@ -73,10 +75,10 @@ class Outcome:
 def read_outcome(path: Path) -> Outcome | None:
     """What ``to_bytes`` wrote, or None: the unit is still to be read (then its shards are found to be there)."""
     try:
-        told = json.loads(path.read_bytes())
+        told = read_json(path, at_most=_MOST_OUTCOME)
         records = tuple(_record(c, y, tuple(m), tuple(e), s) for c, y, m, e, s in told["records"])
         return Outcome(records, tuple(Skipped(*s) for s in told["skipped"]), dict(told["diverged"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, IntegrityError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import read_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.compact import PLACES, VALUES
-from zoogen.store.durable import checked_name, read_json
+from zoogen.store.durable import checked_name, parse_json
 
 SHARD_FILE = "shard.json"
 WEIGHTS_FILE = "weights.h5"
@@ -131,10 +132,10 @@ def read_shard_info(folder: Path) -> ShardInfo:
     """
     path = folder / SHARD_FILE
     try:
-        data = read_json(path, at_most=_MOST_BYTES)
-        raw = path.read_bytes()
+        raw = read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read ({error})") from error
+    data = parse_json(path, raw)
     if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
         found = data.get("format_version") if isinstance(data, dict) else None
         raise IntegrityError(f"{path}: format version {found}, this zoogen reads {FORMAT_VERSION}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -13,6 +12,7 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5l, h5p, h5t, h5z
 
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import open_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.spans import read_rows
 
@@ -91,8 +91,7 @@ class StackFile:
     def _opened(self) -> h5f.FileID:
         if self._file is None:
             with self._blamed():
-                if not stat.S_ISREG(self._path.stat().st_mode):
-                    raise IntegrityError(f"{self._path}: not a regular file")
+                open_regular(self._path).close()  # HDF5 would wait for a pipe
                 file = h5f.open(os.fsencode(self._path), h5f.ACC_RDONLY, _ACCESS)
                 try:
                     self._check(file)

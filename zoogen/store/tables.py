@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import open_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.durable import TEMPORARY, disk_faults, publish
 
@@ -70,7 +71,7 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
         IntegrityError: not Parquet, another format version, a required column missing or of another type, or a column
             of a type that tables here never have.
     """
-    with blamed(path), pq.ParquetFile(path) as file:
+    with opened_parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
         version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
@@ -95,7 +96,7 @@ def read_parquet(
         FileNotFoundError: not there.
     """
     _, rows = read_schema(path, expected)
-    with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with opened_parquet(path) as file:
         table = file.read(columns=columns, use_threads=rows >= _ROWS_PER_GROUP)
         table.validate(full=True)
         return table
@@ -107,7 +108,19 @@ def release_memory() -> None:
 
 
 @contextmanager
-def blamed(path: Path) -> Iterator[None]:
+def opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file whose pages are compared with their checksums; errors name it.
+
+    Raises:
+        IntegrityError: not a regular file, not Parquet, or what is read is damaged.
+        FileNotFoundError: not there.
+    """
+    with _blamed(path), open_regular(path) as data, pq.ParquetFile(data, page_checksum_verification=True) as file:
+        yield file
+
+
+@contextmanager
+def _blamed(path: Path) -> Iterator[None]:
     """Name the file in whatever pyarrow says about it."""
     try:
         yield

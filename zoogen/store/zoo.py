@@ -76,8 +76,10 @@ class ZooFolder:
             IntegrityError: damaged, or of a format this version does not know.
         """
         try:
+            if not self.path.is_dir():
+                raise FileNotFoundError
             found = read_json(self.path / MANIFEST_FILE, at_most=_MOST_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise UserError(f"no zoo at {self.path}: it has no {MANIFEST_FILE}") from None
         if not isinstance(found, dict) or found.get("format") != "zoogen":
             raise IntegrityError(f"{self.path / MANIFEST_FILE}: not the manifest of a zoo")
