@@ -451,3 +451,10 @@ def test_listing_a_compressed_tar_goes_back_no_more_often_for_more_models(source
         monkeypatch.setattr(type(stream), "seek", counted)
         assert len(list(opened.models())) == 6
     assert 1 <= sum(back) <= 2
+
+
+def test_more_records_than_the_memory_should_hold_are_refused(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoogen.build.importing._MOST_RECORDS", 100)
+    with pytest.raises(IntegrityError, match="records of its models have more than 100 characters"):
+        take(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
