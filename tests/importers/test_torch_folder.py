@@ -130,6 +130,7 @@ def test_a_table_that_leaves_its_folder_reads_nothing_there(table, tmp_path):
     ("text", "error", "says"),
     [
         ("name\nx\n", UserError, "row 1 of models.csv has no file"),
+        ("file\n\x1b[2J.pt\n", UserError, r"row 1 of models.csv has no file, but '\\x1b\[2J.pt'"),
         ("file,epoch\nstates/m0_0.pt,last\n", UserError, "epoch 'last' of file"),
         ("file,epoch\nstates/m0_0.pt,1.5\n", UserError, "epoch 1.5 of file"),
         ("\xff\xfe", IntegrityError, "not readable as a table"),

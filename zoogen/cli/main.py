@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from zoogen.cli.terminal import PrintableFormatter, tell
 from zoogen.core.errors import EnvironmentFault, Incomplete, UserError, ZoogenError
 
 # Subcommand -> module; imported when called, so that `zoogen --help` loads no torch.
@@ -60,7 +61,7 @@ def cli() -> None:
     and resumable, 4 stored bytes are damaged, 5 the machine lacks something (disk, memory, data, network).
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     logging.getLogger("zoogen").addHandler(handler)
 
 
@@ -72,7 +73,7 @@ def main() -> NoReturn:
         error.show()
         code = UserError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("zoogen: interrupted; run the same command again to go on", err=True)
+        tell("zoogen: interrupted; run the same command again to go on", err=True)
         code = Incomplete.exit_code
     except ZoogenError as error:
         code = _tell(error)
@@ -93,5 +94,5 @@ def main() -> NoReturn:
 
 
 def _tell(error: ZoogenError) -> int:
-    click.echo("\n".join([str(error), *getattr(error, "__notes__", [])]), err=True)
+    tell("\n".join([str(error), *getattr(error, "__notes__", [])]), err=True)
     return error.exit_code
