@@ -298,7 +298,7 @@ def _derived(
         report.stale += absent
         return
     try:
-        told = read_parquet(models, {"model_id": pa.string(), "reason": pa.string()})
+        told = read_parquet(models, {"model_id": pa.string(), "reason": pa.string()}, nullable=("reason",))
         reasons = zip(told["model_id"].to_pylist(), told["reason"].to_pylist(), strict=True)
         failures = {m: r for m, r in reasons if r is not None}
         derived = DerivedTables(plan, records, planned_shards(records, sealed, shards_folder(folder.path)), failures)

@@ -317,7 +317,7 @@ def unfinished_epochs(zoo: Path) -> dict[str, int]:
     """cohort_id -> epoch reached, of every cohort with kept work; reads names of files only."""
     found: dict[str, int] = {}
     for current in (work_folder(zoo) / "cohorts").glob(f"*/{_CURRENT}"):
-        states = [int(path.stem.removeprefix("state-")) for path in current.parent.glob("state-*.safetensors")]
-        if states:
+        names = [path.stem.removeprefix("state-") for path in current.parent.glob("state-*.safetensors")]
+        if states := [int(name) for name in names if name.isdecimal()]:
             found[current.parent.name.partition(".")[0]] = max(states)
     return found
