@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from zoogen.cli.terminal import PrintableFormatter, tell
-from zoogen.core.errors import EnvironmentFault, Incomplete, UserError, ZoogenError
+from zoogen.core.errors import EnvironmentFault, Incomplete, IntegrityError, UserError, ZoogenError
 
 # Subcommand -> module; imported when called, so that `zoogen --help` loads no torch.
 _COMMANDS = {
@@ -28,9 +28,15 @@ _COMMANDS = {
     "schema": "zoogen.cli.schema",
 }
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# These read what others may have made: what no reader expected is damage of it, as far as anyone can tell.
+_READERS = {"import", "twins", "status", "info", "verify"}
 
-_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_KINDS: dict[int, type[ZoogenError]] = {
+    **dict.fromkeys(_DISK, EnvironmentFault),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), UserError),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), IntegrityError),
+}
 
 
 class _Commands(click.Group):
@@ -82,15 +88,26 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in _DISK | _NAMES:
-            raise
-        kind = UserError if error.errno in _NAMES else EnvironmentFault
-        code = _tell(kind(f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"))
+        kind = _KINDS.get(error.errno or 0)
+        said = f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"
+        code = _mistake(error) if kind is None else _tell(kind(said))
     except MemoryError:
         code = _tell(
             EnvironmentFault("out of memory; use fewer workers (--cpus) or smaller cohorts (resources.cohort)")
         )
+    except Exception as error:
+        code = _mistake(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _mistake(error: Exception) -> int:
+    """What nobody expected: a line for who has to report it; ``ZOOGEN_DEBUG`` shows where it happened."""
+    if os.environ.get("ZOOGEN_DEBUG"):
+        raise error
+    kind = IntegrityError if set(sys.argv[1:2]) <= _READERS else ZoogenError
+    message = f"{type(error).__name__}: {str(error)[:300]}"
+    doubt = "unless the files are damaged, " if kind is IntegrityError else ""
+    return _tell(kind(f"{message}\n{doubt}this is a mistake of zoogen: please report it (ZOOGEN_DEBUG=1 tells where)"))
 
 
 def _tell(error: ZoogenError) -> int:
