@@ -38,7 +38,7 @@ def read_table(files: Files, name: str, at_most: int) -> list[dict[str, Any]]:
             fields += len(row)
             _bound(len(rows), at_most, "rows")
             _bound(fields, _MOST_FIELDS, "values")
-    except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error, OSError, MemoryError) as error:
         raise IntegrityError(f"{files.name}: {name} is not readable as a table ({str(error)[:200]})") from error
     return rows
 
