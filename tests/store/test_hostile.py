@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 
 import h5py
 import numpy as np
@@ -338,7 +339,7 @@ READERS = {
 def test_what_stands_in_the_place_of_a_file_is_not_read(shard, sample, name, make):
     (sample.path / name).unlink(missing_ok=True)
     make(sample.path / name)
-    with pytest.raises(IntegrityError, match=rf"{name}: .*(not a regular file|a folder)"):
+    with pytest.raises(IntegrityError, match=rf"{name}: .*(not a regular file|a folder|a link)"):
         READERS[name](sample.folder)
     verify(sample.path)
 
@@ -351,3 +352,20 @@ def test_work_of_a_build_that_is_no_file_is_not_read(sample, make):
     assert builder_of(sample.path) is None
     with pytest.raises(IntegrityError, match="token"):
         check_token(sample.path, "0")
+
+
+def test_a_shard_and_its_files_are_no_links_out_of_the_zoo(shard, sample, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(shard, elsewhere)
+    for name in (*sorted(p.name for p in shard.iterdir()), ""):
+        place = shard / name if name else shard
+        kept = place.rename(tmp_path / "kept")
+        place.symlink_to(elsewhere / name)
+        with pytest.raises(IntegrityError, match=f"{place}: is a link"):
+            read_weights(sample.path, "c0-s0")
+        assert "is a link" in str(verify(sample.path).damaged[0])
+        place.unlink()
+        kept.rename(place)
+    assert not verify(sample.path).damaged
+    (tmp_path / "linked").symlink_to(sample.path)
+    assert read_weights(tmp_path / "linked", "c0-s0").shape == SHAPE

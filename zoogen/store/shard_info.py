@@ -128,9 +128,11 @@ def read_shard_info(folder: Path) -> ShardInfo:
     """Parse ``folder/shard.json`` and check it against itself: digest, format version, types, plausible numbers.
 
     Raises:
-        IntegrityError: any of it is wrong, or the file is missing.
+        IntegrityError: any of it is wrong, the file is missing, or the shard or a file of it is a link.
     """
     path = folder / SHARD_FILE
+    _refuse_link(folder)
+    _refuse_link(path)
     try:
         raw = read_regular(path, _MOST_BYTES)
     except OSError as error:
@@ -149,7 +151,15 @@ def read_shard_info(folder: Path) -> ShardInfo:
         raise IntegrityError(f"{path}: not a shard description ({error!r})") from error
     if info.shard_id != folder.name:
         raise IntegrityError(f"{path}: describes shard {info.shard_id!r}")
+    for name in info.files:
+        _refuse_link(folder / name)
     return info
+
+
+def _refuse_link(path: Path) -> None:
+    """What a link leads to can change under its digest, and need not be of the zoo at all."""
+    if path.is_symlink():
+        raise IntegrityError(f"{path}: is a link; a shard and its files lie in the zoo\ncopy it to this place")
 
 
 def _parse(data: Mapping[str, Any]) -> ShardInfo:
