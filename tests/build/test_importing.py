@@ -458,3 +458,41 @@ def test_more_records_than_the_memory_should_hold_are_refused(source, tmp_path, 
     with pytest.raises(IntegrityError, match="records of its models have more than 100 characters"):
         take(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["records"][0].__setitem__(4, "../../outside"),
+        lambda told: told["records"][0].__setitem__(0, "../../outside"),
+        lambda told: told["records"][0].__setitem__(2, [1]),
+        lambda told: told["records"][0].__setitem__(3, [None]),
+        lambda told: told["records"].append([]),
+        lambda told: told["skipped"].append([1, "x", 2]),
+        lambda told: told["diverged"].update(x="y"),
+    ],
+)
+def test_what_an_earlier_run_noted_is_checked_before_it_is_gone_on_with(source, tmp_path, change):
+    out = tmp_path / "out"
+    take(source, out)
+    before = digests(out)
+    outside = shutil.copytree(next((out / "shards").iterdir()), tmp_path / "outside")
+    note = next(p for p in (out / ".work/import").iterdir() if p.name != "kin.json")
+    told = json.loads(note.read_text())
+    change(told)
+    note.write_text(json.dumps(told))
+    take(source, out)
+    assert verify(out).complete
+    assert {n: d for n, d in digests(out).items() if n.startswith("shards")} == {
+        n: d for n, d in before.items() if n.startswith("shards")
+    }
+    assert outside.exists()
+
+
+def test_an_import_into_a_zoo_whose_manifest_is_spoiled_blames_the_zoo(source, tmp_path):
+    out = tmp_path / "out"
+    take(source, out)
+    manifest = json.loads((out / "zoo.json").read_text())
+    (out / "zoo.json").write_text(json.dumps(manifest | {"tasks": 3}))
+    with pytest.raises(IntegrityError, match=r"out/zoo\.json: 'tasks' is missing or no dict"):
+        take(source, out)
