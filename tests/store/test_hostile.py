@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 
 import h5py
@@ -17,6 +18,7 @@ from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.store.check import problems_of
 from zoogen.store.fence import builder_of, check_token
+from zoogen.store.read import ShardReader
 from zoogen.store.shard_info import read_shard_info
 from zoogen.store.tables import read_parquet, read_schema
 from zoogen.store.verify import verify
@@ -369,3 +371,71 @@ def test_a_shard_and_its_files_are_no_links_out_of_the_zoo(shard, sample, tmp_pa
     assert not verify(sample.path).damaged
     (tmp_path / "linked").symlink_to(sample.path)
     assert read_weights(tmp_path / "linked", "c0-s0").shape == SHAPE
+
+
+def test_a_table_of_rows_that_take_no_bytes_is_not_read(tmp_path):
+    schema = pa.schema({"model_id": pa.string()}, metadata={b"zoogen.format_version": b"1"})
+    group = pa.table({"model_id": pa.DictionaryArray.from_arrays(np.zeros(1 << 20, np.int32), ["a"]).cast(pa.string())})
+    with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="zstd") as writer:
+        for _ in range(30):
+            writer.write_table(group.cast(schema))
+    with pytest.raises(IntegrityError, match=r"31,457,280 rows in [\d,]+ bytes, more than any table has"):
+        read_parquet(tmp_path / "t.parquet", {"model_id": pa.string()})
+
+
+def regions(file):
+    del file["epoch"]
+    kind = h5py.regionref_dtype
+    file.create_dataset("epoch", data=np.array([file["weights"].regionref[:2]] * 12, dtype=kind), dtype=kind)
+
+
+def fields(file):
+    del file["weights"]
+    file.create_dataset("weights", data=np.zeros(12, [("a", "<f4", (20,)), ("b", "<f4")]))
+
+
+def text_of_fields(file):
+    del file["model_id"]
+    file.create_dataset("model_id", data=np.zeros(12, [("a", "S16"), ("b", "S16")]))
+
+
+def one_huge_chunk(file):
+    del file["test_predictions"]
+    data = np.zeros((12, 1 << 24), np.uint8)
+    file.create_dataset("test_predictions", data=data, chunks=data.shape, compression="gzip")
+
+
+def real_bomb(file):
+    """Zeros whose compressed chunks are really there."""
+    del file["test_predictions"]
+    file.create_dataset("test_predictions", (12, 1 << 25), "u1", chunks=(1, 1 << 25), compression="gzip", fillvalue=0)
+    for row in range(12):
+        file["test_predictions"][row] = 0
+
+
+@pytest.mark.parametrize("spoil", [regions, fields, text_of_fields, one_huge_chunk], ids=lambda f: f.__name__)
+def test_a_weights_file_of_other_kinds_of_data_is_refused(shard, sample, spoil):
+    with h5py.File(shard / "weights.h5", "r+") as file:
+        spoil(file)
+    told = json.loads((shard / "shard.json").read_text())
+    if spoil is one_huge_chunk:
+        told["datasets"]["weights.h5"]["test_predictions"]["shape"] = [12, 1 << 24]
+    sign(shard, datasets=told["datasets"])
+    with pytest.raises(IntegrityError, match=r"weights\.h5"):
+        read_weights(sample.path, "c0-s0")
+    assert problems_of(shard)
+
+
+def test_a_bomb_that_is_really_there_costs_what_is_asked_of_it(shard, sample):
+    """What deflate can do at most is admitted, 1,000 : 1: a reader takes the rows that it asks for, not all."""
+    with h5py.File(shard / "weights.h5", "r+") as file:
+        real_bomb(file)
+    told = json.loads((shard / "shard.json").read_text())
+    told["datasets"]["weights.h5"]["test_predictions"]["shape"] = [12, 1 << 25]
+    sign(shard, datasets=told["datasets"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_weights(sample.path, "c0-s0").shape == SHAPE
+    with ShardReader(shard) as reader:
+        assert reader.predictions([0]).shape == (1, 1 << 25)
+    verify(sample.path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB; all rows are 400 MB

@@ -18,6 +18,7 @@ from zoogen.store.durable import TEMPORARY, disk_faults, publish
 
 _VERSION_KEY = b"zoogen.format_version"
 _ROWS_PER_GROUP = 1 << 17
+_ROWS_AT_LEAST, _ROWS_PER_BYTE = 1 << 20, 20  # ids differ, so that a real row takes a byte at the very least
 _MOST_COLUMNS = 1 << 14  # an import has at most 10,000 settings
 
 
@@ -76,6 +77,9 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
     with opened_parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
         version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+        size = path.stat().st_size
+    if rows > _ROWS_AT_LEAST + _ROWS_PER_BYTE * size:
+        raise IntegrityError(f"{path}: {rows:,} rows in {size:,} bytes, more than any table has")
     if version != str(FORMAT_VERSION):
         raise IntegrityError(f"{path}: format version {version}, this zoogen reads {FORMAT_VERSION}")
     if len(schema) > _MOST_COLUMNS:
