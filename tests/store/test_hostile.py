@@ -399,6 +399,19 @@ def text_of_fields(file):
     file.create_dataset("model_id", data=np.zeros(12, [("a", "S16"), ("b", "S16")]))
 
 
+def compressed(name):
+    def spoil(file):
+        data = file[name][()]
+        del file[name]
+        file.create_dataset(name, data=data, chunks=data.shape, compression="gzip")
+
+    spoil.__name__ = f"compressed {name}"
+    return spoil
+
+
+COMPRESSED = [compressed(name) for name in ("weights", "model_id", "epoch", "side/int64")]
+
+
 def one_huge_chunk(file):
     del file["test_predictions"]
     data = np.zeros((12, 1 << 24), np.uint8)
@@ -413,7 +426,9 @@ def real_bomb(file):
         file["test_predictions"][row] = 0
 
 
-@pytest.mark.parametrize("spoil", [regions, fields, text_of_fields, one_huge_chunk], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "spoil", [regions, fields, text_of_fields, one_huge_chunk, *COMPRESSED], ids=lambda f: f.__name__
+)
 def test_a_weights_file_of_other_kinds_of_data_is_refused(shard, sample, spoil):
     with h5py.File(shard / "weights.h5", "r+") as file:
         spoil(file)

@@ -18,6 +18,7 @@ from zoogen.store.spans import read_rows
 
 _MOST_INFLATION = 1100  # deflate cannot exceed 1032 : 1
 _MOST_CHUNK_BYTES = 64 << 20
+_AS_THEY_ARE = frozenset({"weights", "model_id", "epoch"})  # so that each of their rows takes its bytes in the file
 
 
 class StackFile:
@@ -165,6 +166,7 @@ class StackFile:
             "stored outside the file": plist.get_external_count() > 0,
             "not plain chunks": plist.get_layout() != (h5d.CHUNKED if size else h5d.CONTIGUOUS),
             f"filters {filters}": not set(filters) <= {h5z.FILTER_FLETCHER32, h5z.FILTER_DEFLATE},
+            "compressed": deflated and (name in _AS_THEY_ARE or name.startswith("side/")),
             f"{stored} bytes stored in a file of {self._size}": stored > self._size,
             f"{stored} bytes stored for {size}": stored * (_MOST_INFLATION if deflated else 1) < size,
         }
