@@ -206,7 +206,27 @@ def wide_lists(folder):
     pq.write_table(pa.table({"file": ["a.pt"], "l": [[None] * 5_000_000]}), folder / "models.parquet")
 
 
+def false_size(folder):
+    """Two megabytes out of some bytes, of which the end of the file tells much less."""
+    path = folder / "models.parquet"
+    values = pa.table({"file": ["a.pt"], "x": ["a" * (2 << 20)]})
+    pq.write_table(values, path, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False)
+    told = pq.ParquetFile(path).metadata.row_group(0)
+    data = path.read_bytes()
+    for size in (told.column(1).total_uncompressed_size, told.total_byte_size):
+        as_stored, number = b"", size << 1
+        while number > 127:
+            as_stored, number = as_stored + bytes([number & 127 | 128]), number >> 7
+        as_stored += bytes([number])
+        place = data.rindex(as_stored)
+        # The same number of bytes for a number that is a thousand times smaller.
+        data = data[:place] + as_stored[:1] + b"\x80" * (len(as_stored) - 2) + b"\0" + data[place + len(as_stored) :]
+    path.write_bytes(data)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(1).total_uncompressed_size < 100
+
+
 HOSTILE = {
+    "a false size": (false_size, "more than the 1,048,576 bytes"),
     "nested": (nested, "which no setting is"),
     "nulls": (nulls, "more than the 1,000 rows"),
     "columns": (many_columns, "more than the 1,000 columns"),
