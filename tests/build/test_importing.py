@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))  # published_zoos
 
+from published_repositories import convolutions, write_model
 from published_zoos import Published, config, digits, results, write_trial, write_zoo
 
 import zoogen
@@ -496,3 +497,19 @@ def test_an_import_into_a_zoo_whose_manifest_is_spoiled_blames_the_zoo(source, t
     (out / "zoo.json").write_text(json.dumps(manifest | {"tasks": 3}))
     with pytest.raises(IntegrityError, match=r"out/zoo\.json: 'tasks' is missing or no dict"):
         take(source, out)
+
+
+@pytest.mark.parametrize("told", [[1, 2, 3], ["x", 0.5, ["y"]], ["x", 0.5, "nobody"], ["x", "y", "a/a"], []], ids=str)
+def test_relatives_that_an_earlier_run_noted_are_checked(tmp_path, told):
+    for name in "ab":
+        write_model(tmp_path / f"hub/{name}/{name}", convolutions(1), {"model_type": "cnn"})
+    out = tmp_path / "out"
+    take(tmp_path / "hub", out, "safetensors")
+    place = out / ".work/import/kin.json"
+    before, plan = place.read_bytes(), ZooFolder(out).read_plan()
+    noted = json.loads(before)
+    noted["kin"][next(iter(noted["kin"]))] = told
+    place.write_text(json.dumps(noted))
+    take(tmp_path / "hub", out, "safetensors")
+    assert place.read_bytes() == before
+    assert ZooFolder(out).read_plan().equals(plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ def find_kin(
     if not isinstance(source, Comparing):
         return {}
     place = work_folder(zoo) / "import" / "kin.json"
-    kept = _read(place, listing)
+    kept = _read(place, listing, {m.key for m in models})
     if kept is not None:
         return kept
     tell(f"comparing the tensors of {len(models):,} models")
@@ -96,9 +96,18 @@ def _oldest(key: str, above: Mapping[str, str | None]) -> str:
     return line[-1]
 
 
-def _read(place: Path, listing: str) -> dict[str, Kin] | None:
+def _read(place: Path, listing: str, keys: Collection[str]) -> dict[str, Kin] | None:
+    """What an earlier run found; None where it found nothing, or the folder is another's and tells something else."""
     try:
         told = read_json(place, at_most=_MOST_BYTES)
-        return {key: Kin(*kin) for key, kin in told["kin"].items()} if told["listing"] == listing else None
-    except (OSError, IntegrityError, ValueError, TypeError, KeyError):
+        found = {key: Kin(*kin) for key, kin in told["kin"].items()} if told["listing"] == listing else {}
+    except (OSError, IntegrityError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    plain = all(
+        type(kin.digest) in (str, type(None))
+        and type(kin.shared) in (int, float, type(None))
+        and type(kin.family) is str
+        and kin.family in keys
+        for kin in found.values()
+    )
+    return found if plain and found.keys() == keys else None
