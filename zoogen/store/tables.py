@@ -17,7 +17,7 @@ from zoogen.store import FORMAT_VERSION
 from zoogen.store.durable import TEMPORARY, disk_faults, publish
 
 _VERSION_KEY = b"zoogen.format_version"
-_ROWS_PER_GROUP = 1 << 17
+ROWS_PER_GROUP = 1 << 17
 _ROWS_AT_LEAST, _ROWS_PER_BYTE = 1 << 20, 20  # ids differ, so that a real row takes a byte at the very least
 _MOST_COLUMNS = 1 << 14  # an import has at most 10,000 settings
 
@@ -41,7 +41,7 @@ def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> 
         )
         with writer:
             for table in tables:
-                writer.write_table(table.cast(schema), row_group_size=_ROWS_PER_GROUP)
+                writer.write_table(table.cast(schema), row_group_size=ROWS_PER_GROUP)
         file.flush()
         os.fsync(file.fileno())
 
@@ -76,10 +76,16 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
     """
     with opened_parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
-        version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
         size = path.stat().st_size
     if rows > _ROWS_AT_LEAST + _ROWS_PER_BYTE * size:
         raise IntegrityError(f"{path}: {rows:,} rows in {size:,} bytes, more than any table has")
+    check_schema(path, schema, expected)
+    return schema, rows
+
+
+def check_schema(path: Path, schema: pa.Schema, expected: Mapping[str, pa.DataType] | None = None) -> None:
+    """Of a file that is open already; raises as ``read_schema``."""
+    version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
         raise IntegrityError(f"{path}: format version {version}, this zoogen reads {FORMAT_VERSION}")
     if len(schema) > _MOST_COLUMNS:
@@ -94,7 +100,6 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
             raise IntegrityError(
                 f"{path}: column {field.name!r:.60} of type {field.type!s:.60} does not belong in a table"
             )
-    return schema, rows
 
 
 def read_parquet(
@@ -116,7 +121,7 @@ def read_parquet(
     """
     _, rows = read_schema(path, expected)
     with opened_parquet(path) as file:
-        table = file.read(columns=columns, use_threads=rows >= _ROWS_PER_GROUP)
+        table = file.read(columns=columns, use_threads=rows >= ROWS_PER_GROUP)
         table.validate(full=True)
     for name in expected or ():
         if name in table.column_names and name not in nullable and _lacks_values(table[name]):
@@ -137,14 +142,14 @@ def opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
         IntegrityError: not a regular file, not Parquet, or what is read is damaged.
         FileNotFoundError: not there.
     """
-    with _blamed(path):
+    with blamed(path):
         open_regular(path).close()  # Arrow would wait for a pipe; from a path it reads faster than from an open file
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             yield file
 
 
 @contextmanager
-def _blamed(path: Path) -> Iterator[None]:
+def blamed(path: Path) -> Iterator[None]:
     """Name the file in whatever pyarrow says about it."""
     try:
         yield
