@@ -193,3 +193,11 @@ def test_what_nobody_expected_is_told_in_two_lines(zoogen, zoo, monkeypatch, com
     monkeypatch.setenv("ZOOGEN_DEBUG", "1")
     with pytest.raises(TypeError):
         zoogen(*arguments)
+
+
+def test_a_reader_that_runs_out_of_memory_is_not_advised_to_train_with_less(zoogen, zoo, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("zoogen.report.summary", fail)
+    assert zoogen("info", zoo) == (5, "", "out of memory\n")

@@ -92,19 +92,23 @@ def main() -> NoReturn:
         said = f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"
         code = _mistake(error) if kind is None else _tell(kind(said))
     except MemoryError:
-        code = _tell(
-            EnvironmentFault("out of memory; use fewer workers (--cpus) or smaller cohorts (resources.cohort)")
-        )
+        advice = "" if _reads() else "; use fewer workers (--cpus) or smaller cohorts (resources.cohort)"
+        code = _tell(EnvironmentFault(f"out of memory{advice}"))
     except Exception as error:
         code = _mistake(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _reads() -> bool:
+    """Whether the command is one of those that read what others made."""
+    return set(sys.argv[1:2]) <= _READERS
 
 
 def _mistake(error: Exception) -> int:
     """What nobody expected: a line for who has to report it; ``ZOOGEN_DEBUG`` shows where it happened."""
     if os.environ.get("ZOOGEN_DEBUG"):
         raise error
-    kind = IntegrityError if set(sys.argv[1:2]) <= _READERS else ZoogenError
+    kind = IntegrityError if _reads() else ZoogenError
     message = f"{type(error).__name__}: {str(error)[:300]}"
     doubt = "unless the files are damaged, " if kind is IntegrityError else ""
     return _tell(kind(f"{message}\n{doubt}this is a mistake of zoogen: please report it (ZOOGEN_DEBUG=1 tells where)"))
