@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "importers"))  # published_zoos
 
+from published_repositories import convolutions, write_model
 from published_zoos import Published, config, digits, results, write_trial, write_zoo
 
 import zoogen
@@ -485,3 +486,64 @@ def test_listing_a_compressed_tar_goes_back_no_more_often_for_more_models(source
         monkeypatch.setattr(type(stream), "seek", counted)
         assert len(list(opened.models())) == 6
     assert 1 <= sum(back) <= 2
+
+
+def test_more_records_than_the_memory_should_hold_are_refused(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("zoogen.build.importing._MOST_RECORDS", 100)
+    with pytest.raises(IntegrityError, match="records of its models have more than 100 characters"):
+        take(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["records"][0].__setitem__(4, "../../outside"),
+        lambda told: told["records"][0].__setitem__(0, "../../outside"),
+        lambda told: told["records"][0].__setitem__(2, [1]),
+        lambda told: told["records"][0].__setitem__(3, [None]),
+        lambda told: told["records"].append([]),
+        lambda told: told["skipped"].append([1, "x", 2]),
+        lambda told: told["diverged"].update(x="y"),
+    ],
+)
+def test_what_an_earlier_run_noted_is_checked_before_it_is_gone_on_with(source, tmp_path, change):
+    out = tmp_path / "out"
+    take(source, out)
+    before = digests(out)
+    outside = shutil.copytree(next((out / "shards").iterdir()), tmp_path / "outside")
+    note = next(p for p in (out / ".work/import").iterdir() if p.name != "kin.json")
+    told = json.loads(note.read_text())
+    change(told)
+    note.write_text(json.dumps(told))
+    take(source, out)
+    assert verify(out).complete
+    assert {n: d for n, d in digests(out).items() if n.startswith("shards")} == {
+        n: d for n, d in before.items() if n.startswith("shards")
+    }
+    assert outside.exists()
+
+
+def test_an_import_into_a_zoo_whose_manifest_is_spoiled_blames_the_zoo(source, tmp_path):
+    out = tmp_path / "out"
+    take(source, out)
+    manifest = json.loads((out / "zoo.json").read_text())
+    (out / "zoo.json").write_text(json.dumps(manifest | {"tasks": 3}))
+    with pytest.raises(IntegrityError, match=r"out/zoo\.json: 'tasks' is missing or no dict"):
+        take(source, out)
+
+
+@pytest.mark.parametrize("told", [[1, 2, 3], ["x", 0.5, ["y"]], ["x", 0.5, "nobody"], ["x", "y", "a/a"], []], ids=str)
+def test_relatives_that_an_earlier_run_noted_are_checked(tmp_path, told):
+    for name in "ab":
+        write_model(tmp_path / f"hub/{name}/{name}", convolutions(1), {"model_type": "cnn"})
+    out = tmp_path / "out"
+    take(tmp_path / "hub", out, "safetensors")
+    place = out / ".work/import/kin.json"
+    before, plan = place.read_bytes(), ZooFolder(out).read_plan()
+    noted = json.loads(before)
+    noted["kin"][next(iter(noted["kin"]))] = told
+    place.write_text(json.dumps(noted))
+    take(tmp_path / "hub", out, "safetensors")
+    assert place.read_bytes() == before
+    assert ZooFolder(out).read_plan().equals(plan)

@@ -198,9 +198,9 @@ def test_another_network_than_the_stored_one_is_refused(small_zoo, tmp_path):
     ids=str,
 )
 def test_a_nonsense_description_is_an_error_of_ours(small_zoo, tmp_path, change):
-    zoo = with_architecture(small_zoo, tmp_path / "zoo", lambda entry: entry.update(change))
+    model_id = zoogen.open(small_zoo).models["model_id"][0]
     with pytest.raises((IntegrityError, UserError)):
-        zoo.module(zoo.models["model_id"][0])
+        with_architecture(small_zoo, tmp_path / "zoo", lambda entry: entry.update(change)).module(model_id)
 
 
 def test_a_description_of_a_giant_network_takes_no_memory(small_zoo, tmp_path):

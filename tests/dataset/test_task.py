@@ -92,8 +92,9 @@ def test_a_task_version_of_another_zoogen_is_named(small_zoo, tmp_path):
 
 def test_missing_files_are_named_with_the_place_where_they_belong(small_zoo, tmp_path):
     def mnist(entry):
+        facts = {key: entry[key] for key in ("input_shape", "outputs", "sizes")}
         entry.clear()
-        entry.update(name="mnist", version=1)
+        entry.update(name="mnist", version=1, **facts)
 
     other = with_task(small_zoo, tmp_path, mnist)
     with pytest.raises(EnvironmentFault, match="train-images") as error:
@@ -110,9 +111,8 @@ def test_a_task_that_is_not_known_here_is_answered_with_what_is(small_zoo, tmp_p
 
 @pytest.mark.parametrize("change", [{"name": 3}, {"val": "many"}, {"val": [1]}], ids=str)
 def test_a_damaged_task_is_damage(small_zoo, tmp_path, change):
-    other = with_task(small_zoo, tmp_path, lambda entry: entry.update(change))
     with pytest.raises(IntegrityError, match=r"zoo\.json"):
-        other.task()
+        with_task(small_zoo, tmp_path, lambda entry: entry.update(change)).task()
 
 
 def test_unknown_names_and_parts_are_answered_with_the_known_ones(zoo):

@@ -88,6 +88,28 @@ def zip_two_sizes(path):
     return path
 
 
+def zip_far_away(path):
+    """The directory puts a member beyond what 63 bits count."""
+    zip_of(path)
+    data = bytearray(path.read_bytes())
+    entry, end = data.index(b"PK\x01\x02"), data.index(b"PK\x05\x06")
+    struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] + 12)
+    struct.pack_into("<H", data, entry + 30, 12)
+    struct.pack_into("<I", data, entry + 42, 0xFFFFFFFF)
+    name_end = entry + 46 + len("trial/params.json")
+    data[name_end:name_end] = struct.pack("<HHQ", 1, 8, (1 << 63) + 5)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def zip_beyond(path):
+    zip_of(path)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\x01\x02") + 42, 0x7FFFFFF0)
+    path.write_bytes(bytes(data))
+    return path
+
+
 def zip_encrypted(path):
     zip_of(path, ("trial/a", b"x"))
     data = bytearray(path.read_bytes())
@@ -168,6 +190,10 @@ HOSTILE = {
     "overlap.zip": (zip_overlapping, "overlaps the member before it"),
     "size.zip": (zip_false_size, "is a decompression bomb"),
     "sizes.zip": (zip_two_sizes, "'trial/a' is stored as it is, yet has two sizes"),
+    "far-away.zip": (zip_far_away, "'trial/params.json' lies beyond the end of the archive"),
+    "beyond.zip": (zip_beyond, "'trial/params.json' lies beyond the end of the archive"),
+    "lzma.zip": (lambda p: zip_of(p, compression=zipfile.ZIP_LZMA), "is compressed by method 14"),
+    "bzip2.zip": (lambda p: zip_of(p, compression=zipfile.ZIP_BZIP2), "is compressed by method 12"),
     "encrypted.zip": (zip_encrypted, "is encrypted"),
     "long.zip": (lambda p: zip_of(p, ("a/" * 4000 + "b", "x")), "has a name of 8,001 characters"),
     "many.zip": (lambda p: zip_of(p, *((f"trial/{i}", "") for i in range(60))), "more than 50 members"),
@@ -372,3 +398,44 @@ def test_a_pt_file_is_one_file_though_it_is_a_zip_inside(tmp_path):
     assert list(files.sizes) == ["states.pt"]
     with pytest.raises(IntegrityError, match=r"states\.pt has \d+ bytes, expected at most 10"):
         files.read("states.pt", 10)
+
+
+def test_a_compressed_tar_is_not_inflated_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoogen.importers.containers.archives._AGAIN_AT_LEAST", 0)
+    members = [regular(f"trial/{i}", os.urandom(2000)) for i in range(30)]
+    for name, mode in {"a.tar": "w", "a.tar.gz": "w:gz"}.items():
+        files = open_files(tar_of(tmp_path / name, *members, mode=mode))
+        for _ in range(50):  # forwards, and back to the beginning for each round
+            for place in range(0, 30, 10):
+                assert files.read(f"trial/{place}") == members[place][3]
+
+        def backwards(files=files):
+            for place in [*reversed(range(30))] * 10:
+                files.read(f"trial/{place}")
+
+        if mode == "w":
+            backwards()
+        else:
+            with pytest.raises(UserError, match="unpack it, and give its folder"):
+                backwards()
+        files.close()
+
+
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoogen.importers.containers.files._memory", lambda: 10)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/x").write_bytes(b"123456")
+    archives = zip_of(tmp_path / "a.zip", ("x", "123456")), tar_of(tmp_path / "a.tar", regular("x", b"123456"))
+    for archive in (tmp_path / "folder", *archives):
+        with pytest.raises(IntegrityError, match="x has 6 bytes, more than half of the memory"):
+            open_files(archive).read("x")
+
+
+def test_what_does_not_fit_into_memory_is_told_with_its_name(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    files = open_files(zip_of(tmp_path / "a.zip", ("x", "123456")))
+    monkeypatch.setattr(zipfile.ZipFile, "read", full)
+    with pytest.raises(IntegrityError, match=r"a\.zip: x does not fit into the memory"):
+        files.read("x")

@@ -134,6 +134,7 @@ for level in range(30):  # ten times the list before, each time
 LONG_LIST = b"](" + b"".join(b"M" + struct.pack("<H", i) for i in range(5000)) + b"e"
 LONG_STATE = b"}(" + b"".join(text(f"k{i}") + b"K\x00" for i in range(5000)) + b"u"
 DEEP_KEY = b"}" + b")" + b"\x85" * 9000 + b"K\x01s"
+ALIKE = b"".join(b"\x8a\x0b" + (k * (2**61 - 1)).to_bytes(11, "little") + b"N" for k in range(60_000))
 STATE = b"}" + text("w") + tensor() + b"s"
 
 HOSTILE = {
@@ -317,6 +318,12 @@ HOSTILE = {
     ),
     "marks without end": (lambda: zipped(b"\x80\x02" + b"(" * 5000), "nested deeper than 1,000"),
     "tuples in tuples as a key": (lambda: zipped(b"\x80\x02" + DEEP_KEY + b"."), "has a tuple for a key"),
+    "keys of one hash": (lambda: zipped(b"\x80\x02}(" + ALIKE + b"u."), "has a int beyond 2\\^60 for a key"),
+    "a float of any hash as a key": (lambda: zipped(b"\x80\x02}G\x7f" + b"\0" * 7 + b"Ns."), "has a float beyond"),
+    "a set of one hash": (
+        lambda: zipped(b"\x80\x02c__builtin__\nset\n](" + ALIKE + b"e\x85R."),
+        "a set of other things than texts and numbers",
+    ),
     "a tuple as a key": (lambda: zipped(b"\x80\x02})\x85K\x01s."), "has a tuple for a key"),
     "a billion laughs": (lambda: zipped(dataset(LAUGHS, 10)), r"data_in\[0\], which is neither a state dict"),
     "an empty stack": (lambda: zipped(b"\x80\x02R."), "its pickle makes no sense"),

@@ -53,6 +53,9 @@ def described(**changes):
     return {"descr": "<f4", "fortran_order": False, "shape": (9, 4970)} | changes
 
 
+HEX = b"{'descr': '<f4', 'fortran_order': False, 'shape': (0x" + b"f" * 6000 + b", 2)}"
+
+
 def matrix(change):
     def write(folder):
         np.save(folder / "weights.npy", change(np.load(folder / "weights.npy")), allow_pickle=True)
@@ -130,6 +133,7 @@ WEIGHTS = {
     "a shape of bools": (npy(described(shape=(True, 4970))), "has the shape (True, 4970)"),
     "overflowing shape": (npy(described(shape=(1 << 62, 4970))), "its header says 4,611,686,018,427,387,904 x 4,970"),
     "shape of 4,000 digits": (npy(described(shape=(10**4000, 4970))), "has the shape (10000000000"),
+    "shape of 6,000 hex digits": (npy(HEX), "(a number without end)"),
     "more rows than bytes": (npy(described(shape=(270_000, 4970))), "its header says 270,000 x 4,970"),
     "by columns": (matrix(np.asfortranarray), "is stored by columns (Fortran order)"),
     "an order that is no bool": (npy(described(fortran_order=0)), "has an order of axes that is neither"),

@@ -321,3 +321,16 @@ def test_settings_nested_deeper_than_any_are_damaged(zoo):
     (zoo / "t/params.json").write_text('{"a":' * 950 + "0" + "}" * 950)
     (model,), _ = read(zoo)
     assert model.notes[0] == "params.json is damaged (it is nested too deep)"
+
+
+def test_settings_of_more_values_than_any_are_not_read(zoo):
+    large = json.dumps({"a": [[]] * 20_000})
+    (zoo / "t/params.json").write_text(large)
+    (zoo / "t/result.json").write_text(one_line(config=json.loads(large)))
+    (model,), _ = read(zoo)
+    assert (model.settings, model.original) == ({}, "{}")
+    assert model.notes == (
+        "params.json is damaged (it has more than the 10,000 values that are read)",
+        "the settings in result.json are left out (it has more than the 10,000 values that are read)",
+        "has no settings (params.json)",
+    )

@@ -79,3 +79,10 @@ def test_the_kind_of_a_model_is_a_short_text_that_can_be_written(config):
     name = settings_of_record(config, config, None, [])["architecture.name"]
     assert len(name.encode()) <= 128
     assert name.endswith(("X", "x"))
+
+
+@pytest.mark.parametrize("text", ["[[],[]]", '{"a": [1, 2]}', b"[1,2,3,4]"])
+def test_values_are_counted_before_they_are_read(text):
+    assert read_json(text, 4) == json.loads(text)
+    with pytest.raises(ValueError, match="more than the 2 values"):
+        read_json(text, 2)

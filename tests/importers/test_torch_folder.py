@@ -132,6 +132,7 @@ def test_a_table_that_leaves_its_folder_reads_nothing_there(table, tmp_path):
     ("text", "error", "says"),
     [
         ("name\nx\n", UserError, "row 1 of models.csv has no file"),
+        ("file\n\x1b[2J.pt\n", UserError, r"row 1 of models.csv has no file, but '\\x1b\[2J.pt'"),
         ("file,epoch\nstates/m0_0.pt,last\n", UserError, "epoch 'last' of file"),
         ("file,epoch\nstates/m0_0.pt,1.5\n", UserError, "epoch 1.5 of file"),
         ("\xff\xfe", IntegrityError, "not readable as a table"),
@@ -207,7 +208,27 @@ def wide_lists(folder):
     pq.write_table(pa.table({"file": ["a.pt"], "l": [[None] * 5_000_000]}), folder / "models.parquet")
 
 
+def false_size(folder):
+    """Two megabytes out of some bytes, of which the end of the file tells much less."""
+    path = folder / "models.parquet"
+    values = pa.table({"file": ["a.pt"], "x": ["a" * (2 << 20)]})
+    pq.write_table(values, path, compression="zstd", use_dictionary=False, write_statistics=False, store_schema=False)
+    told = pq.ParquetFile(path).metadata.row_group(0)
+    data = path.read_bytes()
+    for size in (told.column(1).total_uncompressed_size, told.total_byte_size):
+        as_stored, number = b"", size << 1
+        while number > 127:
+            as_stored, number = as_stored + bytes([number & 127 | 128]), number >> 7
+        as_stored += bytes([number])
+        place = data.rindex(as_stored)
+        # The same number of bytes for a number that is a thousand times smaller.
+        data = data[:place] + as_stored[:1] + b"\x80" * (len(as_stored) - 2) + b"\0" + data[place + len(as_stored) :]
+    path.write_bytes(data)
+    assert pq.ParquetFile(path).metadata.row_group(0).column(1).total_uncompressed_size < 100
+
+
 HOSTILE = {
+    "a false size": (false_size, "more than the 1,048,576 bytes"),
     "nested": (nested, "which no setting is"),
     "nulls": (nulls, "more than the 1,000 rows"),
     "columns": (many_columns, "more than the 1,000 columns"),

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
+import shutil
 
 import h5py
 import numpy as np
@@ -15,8 +17,11 @@ from store_samples import read_weights
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
 from zoogen.store.check import problems_of
+from zoogen.store.fence import builder_of, check_token
+from zoogen.store.read import ShardReader
 from zoogen.store.shard_info import read_shard_info
 from zoogen.store.tables import read_parquet, read_schema
+from zoogen.store.verify import verify
 from zoogen.store.zoo import ZooFolder
 
 SHAPE = (12, 21)
@@ -194,7 +199,7 @@ def test_what_is_no_hdf5_file_is_refused(shard, sample, content):
         read_weights(sample.path, "c0-s0")
 
 
-def test_a_pipe_is_not_waited_for(shard, sample):
+def test_a_pipe_as_weights_is_not_waited_for(shard, sample):
     (shard / "weights.h5").unlink()
     os.mkfifo(shard / "weights.h5")
     with pytest.raises(IntegrityError, match="not a regular file"):
@@ -305,3 +310,147 @@ def test_random_bytes_in_a_table_never_crash_the_reader(shard):
         except IntegrityError:
             found += 1
     assert found > 100
+
+
+def pipe(path):
+    os.mkfifo(path)
+
+
+def endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def folder(path):
+    path.mkdir()
+
+
+IN_PLACE = pytest.mark.parametrize("make", [pipe, endless, folder], ids=lambda f: f.__name__)
+READERS = {
+    "zoo.json": ZooFolder.manifest,
+    "plan.parquet": ZooFolder.plan_table,
+    "cohorts.parquet": ZooFolder.read_cohorts,
+    "models.parquet": lambda zoo: read_parquet(zoo.path / "models.parquet"),
+    "shards/c0-s0/shard.json": lambda zoo: read_shard_info(zoo.path / "shards/c0-s0"),
+    "shards/c0-s0/checkpoints.parquet": lambda zoo: read_schema(zoo.path / "shards/c0-s0/checkpoints.parquet"),
+    "shards/c0-s0/weights.h5": lambda zoo: read_weights(zoo.path, "c0-s0"),
+}
+
+
+@IN_PLACE
+@pytest.mark.parametrize("name", READERS)
+def test_what_stands_in_the_place_of_a_file_is_not_read(shard, sample, name, make):
+    (sample.path / name).unlink(missing_ok=True)
+    make(sample.path / name)
+    with pytest.raises(IntegrityError, match=rf"{name}: .*(not a regular file|a folder|a link)"):
+        READERS[name](sample.folder)
+    verify(sample.path)
+
+
+@IN_PLACE
+def test_work_of_a_build_that_is_no_file_is_not_read(sample, make):
+    for name in ("lock", "token"):
+        (sample.path / ".work" / name).unlink(missing_ok=True)
+        make(sample.path / ".work" / name)
+    assert builder_of(sample.path) is None
+    with pytest.raises(IntegrityError, match="token"):
+        check_token(sample.path, "0")
+
+
+def test_a_shard_and_its_files_are_no_links_out_of_the_zoo(shard, sample, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(shard, elsewhere)
+    for name in (*sorted(p.name for p in shard.iterdir()), ""):
+        place = shard / name if name else shard
+        kept = place.rename(tmp_path / "kept")
+        place.symlink_to(elsewhere / name)
+        with pytest.raises(IntegrityError, match=f"{place}: is a link"):
+            read_weights(sample.path, "c0-s0")
+        assert "is a link" in str(verify(sample.path).damaged[0])
+        place.unlink()
+        kept.rename(place)
+    assert not verify(sample.path).damaged
+    (tmp_path / "linked").symlink_to(sample.path)
+    assert read_weights(tmp_path / "linked", "c0-s0").shape == SHAPE
+
+
+def test_a_table_of_rows_that_take_no_bytes_is_not_read(tmp_path):
+    schema = pa.schema({"model_id": pa.string()}, metadata={b"zoogen.format_version": b"1"})
+    group = pa.table({"model_id": pa.DictionaryArray.from_arrays(np.zeros(1 << 20, np.int32), ["a"]).cast(pa.string())})
+    with pq.ParquetWriter(tmp_path / "t.parquet", schema, compression="zstd") as writer:
+        for _ in range(30):
+            writer.write_table(group.cast(schema))
+    with pytest.raises(IntegrityError, match=r"31,457,280 rows in [\d,]+ bytes, more than any table has"):
+        read_parquet(tmp_path / "t.parquet", {"model_id": pa.string()})
+
+
+def regions(file):
+    del file["epoch"]
+    kind = h5py.regionref_dtype
+    file.create_dataset("epoch", data=np.array([file["weights"].regionref[:2]] * 12, dtype=kind), dtype=kind)
+
+
+def fields(file):
+    del file["weights"]
+    file.create_dataset("weights", data=np.zeros(12, [("a", "<f4", (20,)), ("b", "<f4")]))
+
+
+def text_of_fields(file):
+    del file["model_id"]
+    file.create_dataset("model_id", data=np.zeros(12, [("a", "S16"), ("b", "S16")]))
+
+
+def compressed(name):
+    def spoil(file):
+        data = file[name][()]
+        del file[name]
+        file.create_dataset(name, data=data, chunks=data.shape, compression="gzip")
+
+    spoil.__name__ = f"compressed {name}"
+    return spoil
+
+
+COMPRESSED = [compressed(name) for name in ("weights", "model_id", "epoch", "side/int64")]
+
+
+def one_huge_chunk(file):
+    del file["test_predictions"]
+    data = np.zeros((12, 1 << 24), np.uint8)
+    file.create_dataset("test_predictions", data=data, chunks=data.shape, compression="gzip")
+
+
+def real_bomb(file):
+    """Zeros whose compressed chunks are really there."""
+    del file["test_predictions"]
+    file.create_dataset("test_predictions", (12, 1 << 25), "u1", chunks=(1, 1 << 25), compression="gzip", fillvalue=0)
+    for row in range(12):
+        file["test_predictions"][row] = 0
+
+
+@pytest.mark.parametrize(
+    "spoil", [regions, fields, text_of_fields, one_huge_chunk, *COMPRESSED], ids=lambda f: f.__name__
+)
+def test_a_weights_file_of_other_kinds_of_data_is_refused(shard, sample, spoil):
+    with h5py.File(shard / "weights.h5", "r+") as file:
+        spoil(file)
+    told = json.loads((shard / "shard.json").read_text())
+    if spoil is one_huge_chunk:
+        told["datasets"]["weights.h5"]["test_predictions"]["shape"] = [12, 1 << 24]
+    sign(shard, datasets=told["datasets"])
+    with pytest.raises(IntegrityError, match=r"weights\.h5"):
+        read_weights(sample.path, "c0-s0")
+    assert problems_of(shard)
+
+
+def test_a_bomb_that_is_really_there_costs_what_is_asked_of_it(shard, sample):
+    """What deflate can do at most is admitted, 1,000 : 1: a reader takes the rows that it asks for, not all."""
+    with h5py.File(shard / "weights.h5", "r+") as file:
+        real_bomb(file)
+    told = json.loads((shard / "shard.json").read_text())
+    told["datasets"]["weights.h5"]["test_predictions"]["shape"] = [12, 1 << 25]
+    sign(shard, datasets=told["datasets"])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_weights(sample.path, "c0-s0").shape == SHAPE
+    with ShardReader(shard) as reader:
+        assert reader.predictions([0]).shape == (1, 1 << 25)
+    verify(sample.path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # kB; all rows are 400 MB

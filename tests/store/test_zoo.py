@@ -69,7 +69,7 @@ def test_a_zoo_is_not_created_over_something_else(sample, tmp_path):
     begun = tmp_path / "begun"  # killed before the manifest was written
     (begun / ".work").mkdir(parents=True)
     (begun / ".tmp-zoo.json").touch()
-    ZooFolder(begun).create({"name": "x"})
+    ZooFolder(begun).create({"name": "x", "version": 1})
     assert ZooFolder(begun).manifest()["name"] == "x"
 
 

@@ -10,7 +10,8 @@ import yaml
 
 from zoogen.blueprint.nodes import ListNode, MapNode, Node, ScalarNode, distinct
 from zoogen.blueprint.problems import BlueprintError, Position, Problem, Problems, Source
-from zoogen.core.errors import EnvironmentFault
+from zoogen.core.errors import EnvironmentFault, IntegrityError
+from zoogen.core.regular import open_regular
 
 MAX_BYTES = 4 << 20
 MAX_NODES = 20_000
@@ -27,12 +28,13 @@ def read_file(path: Path) -> str:
     """
     nowhere = Position(Source(str(path)))
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise BlueprintError([Problem(nowhere, "no such file", _neighbours(path))]) from None
-    except IsADirectoryError:
-        raise BlueprintError([Problem(nowhere, "is a directory", "give one of its blueprint files")]) from None
+    except IntegrityError:
+        hint = "give one of its blueprint files" if path.is_dir() else "save the blueprint as a file"
+        raise BlueprintError([Problem(nowhere, "is a directory" if path.is_dir() else "is no file", hint)]) from None
     except OSError as error:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:

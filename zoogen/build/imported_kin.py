@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zoogen.core.canonical import digest
+from zoogen.core.errors import IntegrityError
 from zoogen.importers.relatives import Comparing, Kin
 from zoogen.importers.source import Source, SourceModel
-from zoogen.store.durable import write_file
+from zoogen.store.durable import read_json, write_file
 from zoogen.store.fence import work_folder
+
+_MOST_BYTES = 1 << 28
 
 
 def find_kin(
@@ -30,7 +33,7 @@ def find_kin(
     if not isinstance(source, Comparing):
         return {}
     place = work_folder(zoo) / "import" / "kin.json"
-    kept = _read(place, listing)
+    kept = _read(place, listing, {m.key for m in models})
     if kept is not None:
         return kept
     tell(f"comparing the tensors of {len(models):,} models")
@@ -93,9 +96,18 @@ def _oldest(key: str, above: Mapping[str, str | None]) -> str:
     return line[-1]
 
 
-def _read(place: Path, listing: str) -> dict[str, Kin] | None:
+def _read(place: Path, listing: str, keys: Collection[str]) -> dict[str, Kin] | None:
+    """What an earlier run found; None where it found nothing, or the folder is another's and tells something else."""
     try:
-        told = json.loads(place.read_bytes())
-        return {key: Kin(*kin) for key, kin in told["kin"].items()} if told["listing"] == listing else None
-    except (OSError, ValueError, TypeError, KeyError):
+        told = read_json(place, at_most=_MOST_BYTES)
+        found = {key: Kin(*kin) for key, kin in told["kin"].items()} if told["listing"] == listing else {}
+    except (OSError, IntegrityError, ValueError, TypeError, KeyError, AttributeError):
         return None
+    plain = all(
+        type(kin.digest) in (str, type(None))
+        and type(kin.shared) in (int, float, type(None))
+        and type(kin.family) is str
+        and kin.family in keys
+        for kin in found.values()
+    )
+    return found if plain and found.keys() == keys else None

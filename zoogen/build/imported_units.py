@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from zoogen.core.canonical import canonical_json, digest
+from zoogen.core.errors import IntegrityError
 from zoogen.core.layout import Layout
 from zoogen.core.records import Checkpoint, Cohort, CohortState, Job, Recording, Segment
 from zoogen.importers.records.plausible import plausible
@@ -18,7 +19,7 @@ from zoogen.importers.records.settings import plain
 from zoogen.importers.source import Skipped, Source, SourceModel, State, Unusable
 from zoogen.importers.tensors.views import row_of
 from zoogen.store.cohorts import CohortRecord
-from zoogen.store.durable import disk_faults, write_file
+from zoogen.store.durable import checked_name, disk_faults, read_json, write_file
 from zoogen.store.shard import seal_shard
 from zoogen.store.shard_info import DISK_DTYPES
 from zoogen.twins.measures import layer_sparsities
@@ -27,6 +28,7 @@ MODELS = 64
 BYTES = 256 << 20
 """At most this many models, and about this many bytes of checkpoints, are in memory at once (or one checkpoint)."""
 
+_MOST_OUTCOME = 1 << 26  # bytes
 _NOT_FINITE = "holds NaN or infinite numbers"
 _NO_STATE = "has results that are of no stored state"
 
@@ -71,13 +73,33 @@ class Outcome:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """What ``to_bytes`` wrote, or None: the unit is still to be read (then its shards are found to be there)."""
+    """What ``to_bytes`` wrote, or None: the unit is still to be read (then its shards are found to be there).
+
+    The folder may be another's: its ids become parts of paths.
+    """
     try:
-        told = json.loads(path.read_bytes())
-        records = tuple(_record(c, y, tuple(m), tuple(e), s) for c, y, m, e, s in told["records"])
-        return Outcome(records, tuple(Skipped(*s) for s in told["skipped"]), dict(told["diverged"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        told = read_json(path, at_most=_MOST_OUTCOME)
+        records = tuple(_told_record(*parts) for parts in told["records"])
+        skipped = tuple(Skipped(*parts) for parts in told["skipped"])
+        diverged = dict(told["diverged"])
+    except (OSError, IntegrityError, ValueError, TypeError, KeyError):
         return None
+    plain = all(type(s.key) is type(s.reason) is str and type(s.epoch) in (int, type(None)) for s in skipped)
+    return Outcome(records, skipped, diverged) if plain and _are(int, diverged.values()) else None
+
+
+def _told_record(
+    cohort_id: str, layout_id: str, model_ids: list[str], epochs: list[int], shard_id: str
+) -> CohortRecord:
+    if not epochs or not _are(int, epochs) or not _are(str, model_ids):
+        raise TypeError("models or epochs are of another type")
+    names = {"cohort": cohort_id, "layout": layout_id, "shard": shard_id}
+    cohort_id, layout_id, shard_id = (checked_name(kind, name) for kind, name in names.items())
+    return _record(cohort_id, layout_id, tuple(model_ids), tuple(epochs), shard_id)
+
+
+def _are(kind: type, values: Iterable[Any]) -> bool:
+    return all(type(value) is kind for value in values)
 
 
 @dataclass

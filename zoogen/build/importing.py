@@ -47,6 +47,7 @@ from zoogen.store.zoo import ZooFolder
 log = logging.getLogger(__name__)
 
 _RECORDS = (".json", ".csv", ".csv.gz", ".parquet")
+_MOST_RECORDS = 2 << 30  # characters
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,7 @@ def import_zoo(
     """
     input_shape = None if trained is None else tuple(trained.task.input_shape)
     with open_source(path, kind, input_shape) as source, _blamed(path, source.registered_name):
-        models: list[SourceModel] = []
-        skipped: list[Skipped] = []
-        for found in source.models():
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            else:
-                models.append(found)
-                skipped += [Skipped(found.key, None, note) for note in found.notes]
+        models, skipped = _listed(path, source)
         if not models:
             _refuse_nothing(path, skipped)
         check = None
@@ -133,6 +127,26 @@ def import_zoo(
             ids = {m.key: import_id(source.registered_name, m) for m in models}
             run = _Import(folder, source, models, ids, skipped, tell, trained)
             return replace(_grow(run, _manifest(run, path)), check=check)
+
+
+def _listed(path: Path, source: Source) -> tuple[list[SourceModel], list[Skipped]]:
+    """All models, and what is left out of them. Their records are in memory together, so that there is a bound."""
+    models: list[SourceModel] = []
+    skipped: list[Skipped] = []
+    left = _MOST_RECORDS
+    for found in source.models():
+        if isinstance(found, Skipped):
+            skipped.append(found)
+            continue
+        models.append(found)
+        skipped += [Skipped(found.key, None, note) for note in found.notes]
+        left -= len(found.original)
+        if left < 0:
+            raise IntegrityError(
+                f"{path}: the records of its models have more than {_MOST_RECORDS:,} characters; nothing is imported\n"
+                "get the source from its publisher; if it is whole, import parts of it"
+            )
+    return models, skipped
 
 
 def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:

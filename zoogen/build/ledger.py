@@ -11,12 +11,15 @@ import numpy as np
 
 from zoogen.build.manifest import architecture_id, task_id
 from zoogen.build.reconcile import Reconciled, cell_numbers, to_record
+from zoogen.core.errors import IntegrityError
 from zoogen.core.records import Cohort
 from zoogen.plan import Plan
 from zoogen.plan.cohorts import split_cohort
-from zoogen.store.durable import write_file
+from zoogen.store.durable import read_json, write_file
 from zoogen.store.resume import is_sealed, sealed_run
 from zoogen.store.zoo import ZooFolder
+
+_MOST_BYTES = 1 << 28
 
 
 class Ledger:
@@ -81,7 +84,7 @@ class Failures:
 
     def __init__(self, zoo: Path) -> None:
         self._path = zoo / "logs" / "failures.json"
-        self.reasons: dict[str, str] = json.loads(self._path.read_bytes()) if self._path.exists() else {}
+        self.reasons: dict[str, str] = _read_reasons(self._path)
 
     def add(self, model_ids: Iterable[str], reason: str) -> None:
         self.reasons |= dict.fromkeys(model_ids, reason)
@@ -101,6 +104,16 @@ class Failures:
     def _write(self) -> None:
         self._path.parent.mkdir(exist_ok=True)
         write_file(self._path, json.dumps(self.reasons, indent=1, sort_keys=True).encode())
+
+
+def _read_reasons(path: Path) -> dict[str, str]:
+    try:
+        found = read_json(path, at_most=_MOST_BYTES)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
+        raise IntegrityError(f"{path}: not a list of failed models; it may be deleted: they are tried again")
+    return found
 
 
 def selected_cells(plan: Plan, where: np.ndarray | None, sample: int | None) -> np.ndarray:

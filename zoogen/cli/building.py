@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from zoogen.cli.terminal import tell
+
 if TYPE_CHECKING:
     from zoogen.build.pipeline import BuildOptions
 
@@ -86,7 +88,7 @@ class Building:
         stop = StopFlag()
         with stop_on_signals(stop), reporter(stop) as shown:
             outcome = train(runner, shown, stop)
-        click.echo(_closing(outcome))
+        tell(_closing(outcome))
         sys.exit(outcome.exit_code)
 
     def _runner(self):

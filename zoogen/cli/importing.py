@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
+
+from zoogen.cli.terminal import tell
 
 
 class _Kind(click.Option):
@@ -39,4 +42,4 @@ def import_(source: Path, kind: str | None, out: Path, task: str | None, data: P
     if task is None and (data is not None or download):
         raise click.UsageError("--data and --download go with --task")
     trained = None if task is None else find_task(task, data, download)
-    click.echo(str(import_zoo(source, kind, out, lambda text: click.echo(text, err=True), trained)))
+    tell(import_zoo(source, kind, out, partial(tell, err=True), trained))

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from zoogen.cli.options import json_option, zoo_argument
+from zoogen.cli.terminal import tell
 
 
 @click.command()
@@ -21,7 +22,7 @@ def info(zoo: Path, picture: Path | None, as_json: bool) -> None:
 
     opened = open_zoo(zoo)
     found = summary(opened)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+    tell(json.dumps(found.to_json(), indent=1) if as_json else str(found))
     if picture is not None:
         trajectories_picture(opened, picture)
-        click.echo(f"accuracy trajectories: {picture}", err=True)
+        tell(f"accuracy trajectories: {picture}", err=True)

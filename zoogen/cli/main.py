@@ -12,7 +12,8 @@ from typing import NoReturn
 
 import click
 
-from zoogen.core.errors import EnvironmentFault, Incomplete, UserError, ZoogenError
+from zoogen.cli.terminal import PrintableFormatter, tell
+from zoogen.core.errors import EnvironmentFault, Incomplete, IntegrityError, UserError, ZoogenError
 
 # Subcommand -> module; imported when called, so that `zoogen --help` loads no torch.
 _COMMANDS = {
@@ -27,9 +28,15 @@ _COMMANDS = {
     "schema": "zoogen.cli.schema",
 }
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# These read what others may have made: what no reader expected is damage of it, as far as anyone can tell.
+_READERS = {"import", "twins", "status", "info", "verify"}
 
-_NAMES = {errno.ENAMETOOLONG, errno.ELOOP}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_KINDS: dict[int, type[ZoogenError]] = {
+    **dict.fromkeys(_DISK, EnvironmentFault),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), UserError),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR), IntegrityError),
+}
 
 
 class _Commands(click.Group):
@@ -60,7 +67,7 @@ def cli() -> None:
     and resumable, 4 stored bytes are damaged, 5 the machine lacks something (disk, memory, data, network).
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     logging.getLogger("zoogen").addHandler(handler)
 
 
@@ -72,7 +79,7 @@ def main() -> NoReturn:
         error.show()
         code = UserError.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("zoogen: interrupted; run the same command again to go on", err=True)
+        tell("zoogen: interrupted; run the same command again to go on", err=True)
         code = Incomplete.exit_code
     except ZoogenError as error:
         code = _tell(error)
@@ -81,17 +88,32 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in _DISK | _NAMES:
-            raise
-        kind = UserError if error.errno in _NAMES else EnvironmentFault
-        code = _tell(kind(f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"))
+        kind = _KINDS.get(error.errno or 0)
+        said = f"{error.filename or 'a file'!s:.200}: {os.strerror(error.errno or 0)}"
+        code = _mistake(error) if kind is None else _tell(kind(said))
     except MemoryError:
-        code = _tell(
-            EnvironmentFault("out of memory; use fewer workers (--cpus) or smaller cohorts (resources.cohort)")
-        )
+        advice = "" if _reads() else "; use fewer workers (--cpus) or smaller cohorts (resources.cohort)"
+        code = _tell(EnvironmentFault(f"out of memory{advice}"))
+    except Exception as error:
+        code = _mistake(error)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _reads() -> bool:
+    """Whether the command is one of those that read what others made."""
+    return set(sys.argv[1:2]) <= _READERS
+
+
+def _mistake(error: Exception) -> int:
+    """What nobody expected: a line for who has to report it; ``ZOOGEN_DEBUG`` shows where it happened."""
+    if os.environ.get("ZOOGEN_DEBUG"):
+        raise error
+    kind = IntegrityError if _reads() else ZoogenError
+    message = f"{type(error).__name__}: {str(error)[:300]}"
+    doubt = "unless the files are damaged, " if kind is IntegrityError else ""
+    return _tell(kind(f"{message}\n{doubt}this is a mistake of zoogen: please report it (ZOOGEN_DEBUG=1 tells where)"))
+
+
 def _tell(error: ZoogenError) -> int:
-    click.echo("\n".join([str(error), *getattr(error, "__notes__", [])]), err=True)
+    tell("\n".join([str(error), *getattr(error, "__notes__", [])]), err=True)
     return error.exit_code

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zoogen.cli.options import json_option, overrides_option
+from zoogen.cli.terminal import tell
 from zoogen.core.words import duration, in_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def plan(blueprints: tuple[Path, ...], overrides: tuple[str, ...], calibrate: bo
     for path in _files(blueprints):
         made = make_plan(load(path, overrides))
         found.append((made.summary, _seconds(made) if calibrate else None))
-    click.echo(json.dumps(_as_json(found), indent=1) if as_json else _as_text(found))
+    tell(json.dumps(_as_json(found), indent=1) if as_json else _as_text(found))
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:

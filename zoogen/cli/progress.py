@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoogen.cli.terminal import printable
 from zoogen.core.words import duration
 from zoogen.schedule import StopFlag
 
@@ -76,7 +77,7 @@ class _Plain:
             self.note(self._account.words())
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 class _Bar:
@@ -100,7 +101,9 @@ class _Bar:
     def begin(self, path: Path, plan: Plan, models: int, done: int, model_steps: int) -> None:
         self._account.begin(models, done, model_steps)
         self.note(_opening(path, plan, models, done))
-        self._bar.update(self._task, description=plan.blueprint.name, total=max(1, model_steps))
+        from rich.markup import escape
+
+        self._bar.update(self._task, description=escape(printable(plan.blueprint.name)), total=max(1, model_steps))
 
     def progress(self, progress: Progress) -> None:
         self._account.add(progress)
@@ -108,7 +111,7 @@ class _Bar:
         self._bar.update(self._task, completed=self._account.steps, words=words)
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(printable(text), markup=False, highlight=False)
 
 
 def _opening(path: Path, plan: Plan, models: int, done: int) -> str:

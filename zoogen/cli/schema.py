@@ -6,6 +6,8 @@ import json
 
 import click
 
+from zoogen.cli.terminal import tell
+
 
 @click.command()
 def schema() -> None:
@@ -16,4 +18,4 @@ def schema() -> None:
     """
     from zoogen.blueprint import schema as make
 
-    click.echo(json.dumps(make(), indent=1))
+    tell(json.dumps(make(), indent=1))

@@ -9,6 +9,7 @@ import click
 
 from zoogen.cli.building import Building, building_options
 from zoogen.cli.options import zoo_argument
+from zoogen.cli.terminal import tell
 
 
 @click.command()
@@ -69,7 +70,7 @@ def sparsify(
     )
     if dry_run:
         plan, _ = plan_of(options)
-        click.echo(described(plan.summary))
+        tell(described(plan.summary))
         return
     building.run(lambda runner, shown, stop: run_sparsify(options, runner, shown, stop))
 

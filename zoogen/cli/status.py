@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from zoogen.cli.options import json_option, zoo_argument
+from zoogen.cli.terminal import tell
 
 
 @click.command()
@@ -19,15 +20,15 @@ def status(zoo: Path, as_json: bool) -> None:
 
     found = read_status(zoo)
     if as_json:
-        click.echo(json.dumps(found.to_json(), indent=1))
+        tell(json.dumps(found.to_json(), indent=1))
         return
-    click.echo(f"{found.name} v{found.version} at {zoo}: {found.models:,} planned models")
+    tell(f"{found.name} v{found.version} at {zoo}: {found.models:,} planned models")
     for name, count in found.by_status.items():
-        click.echo(f"  {name:<10} {count:>9,}")
-    click.echo(f"shards: {found.sealed:,} of {found.shards:,} sealed")
+        tell(f"  {name:<10} {count:>9,}")
+    tell(f"shards: {found.sealed:,} of {found.shards:,} sealed")
     if found.builder:
-        click.echo(f"being built by {found.builder}")
+        tell(f"being built by {found.builder}")
     for cohort, epoch, epochs, models in found.unfinished:
-        click.echo(f"unfinished: cohort {cohort} ({models} models) stands at epoch {epoch} of {epochs}")
+        tell(f"unfinished: cohort {cohort} ({models} models) stands at epoch {epoch} of {epochs}")
     for model_id, reason in found.failed.items():
-        click.echo(f"failed: {model_id}: {reason}")
+        tell(f"failed: {model_id}: {reason}")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from zoogen.cli.options import json_option, zoo_argument
+from zoogen.cli.terminal import tell
 from zoogen.core.errors import UserError
 
 
@@ -36,8 +37,8 @@ def report(zoo: Path, twin: tuple[Path, ...], out: Path | None, as_json: bool) -
     _check_free(folder)
     found = twins_report(opened, opened.twins(*twin))
     page = found.write(folder)
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else str(found))
-    click.echo(f"report: {page}", err=True)
+    tell(json.dumps(found.to_json(), indent=1) if as_json else str(found))
+    tell(f"report: {page}", err=True)
 
 
 def _check_free(folder: Path) -> None:

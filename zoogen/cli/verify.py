@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from zoogen.cli.options import json_option, zoo_argument
+from zoogen.cli.terminal import tell
 from zoogen.core.errors import Incomplete, IntegrityError
 
 _MAKERS = "`zoogen build` (of twins: `zoogen sparsify`; of an imported zoo: `zoogen import`)"
@@ -32,17 +33,17 @@ def verify(zoo: Path, quick: bool, move_damaged: bool, as_json: bool) -> None:
     report = run(zoo, deep=not quick)
     open_models = report.counts.get("planned", 0) - report.counts.get("scheduled", 0)
     if as_json:
-        click.echo(json.dumps({**asdict(report), "complete": report.complete and not open_models}, indent=1))
+        tell(json.dumps({**asdict(report), "complete": report.complete and not open_models}, indent=1))
     else:
         for kind, found in (("damaged", report.damaged), ("missing", report.missing), ("stale", report.stale)):
             for what in found:
-                click.echo(f"{kind}: {what}")
+                tell(f"{kind}: {what}")
         if open_models:
-            click.echo(f"not trained yet: {open_models} of {report.counts['planned']} planned models")
-        click.echo(_verdict(zoo, report, quick, open_models))
+            tell(f"not trained yet: {open_models} of {report.counts['planned']} planned models")
+        tell(_verdict(zoo, report, quick, open_models))
     if move_damaged:
         for shard_id in report.damaged_shards():
-            click.echo(f"moved aside: {ZooFolder(zoo).remove_damaged(shard_id)}", err=True)
+            tell(f"moved aside: {ZooFolder(zoo).remove_damaged(shard_id)}", err=True)
     if report.damaged:
         sys.exit(IntegrityError.exit_code)
     if not report.complete or open_models:

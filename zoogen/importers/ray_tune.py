@@ -21,7 +21,7 @@ from zoogen.core.modules import describe
 from zoogen.importers.containers.files import Files
 from zoogen.importers.networks.published_cnns import network_of, our_names, without_prefix
 from zoogen.importers.networks.published_resnets import is_resnet, resnet_of
-from zoogen.importers.records.json_records import read_json
+from zoogen.importers.records.json_records import check_values, read_json
 from zoogen.importers.records.lineage import pretrained_of, trial_of
 from zoogen.importers.records.published_settings import published_settings
 from zoogen.importers.records.ray_checkpoints import by_checkpoint
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 _CHECKPOINT = re.compile(r"(?:(.*)/)?checkpoint_(\d{1,9})/checkpoints")
 _RECORDS = ("params.json", "config.json")
 _RESULTS = ("result.json", "progress.csv")
-_MOST_RECORD, _MOST_RESULTS = 4 << 20, 64 << 20
+_MOST_RECORD, _MOST_RESULTS = 1 << 20, 64 << 20
+_MOST_VALUES = 10_000  # of a record; the records of all trials are in memory together
 
 
 @SOURCES.register("ray-tune")
@@ -158,7 +159,7 @@ class RayTune:
         for name in _RECORDS:
             if f"{place}{name}" in self.files.sizes:
                 try:
-                    found = read_json(self.files.read(f"{place}{name}", _MOST_RECORD))
+                    found = read_json(self.files.read(f"{place}{name}", _MOST_RECORD), _MOST_VALUES)
                     if isinstance(found, dict):
                         return found
                     notes.append(f"{name} is no mapping")
@@ -168,9 +169,12 @@ class RayTune:
             try:
                 for line in lines_of(self.files.read(f"{place}result.json", _MOST_RESULTS), []):
                     if line is not None and isinstance(line.get("config"), dict):
+                        check_values(json.dumps(line["config"]), _MOST_VALUES)
                         return line["config"]
             except (IntegrityError, Unusable) as error:
                 notes.append(str(error))
+            except ValueError as error:
+                notes.append(f"the settings in result.json are left out ({error})")
         notes.append("has no settings (params.json)")
         return {}
 

@@ -142,8 +142,9 @@ class TorchFolder:
         at_most = max(_FEWEST_ROWS, _ROWS_PER_STATE * states)
         for line, row in enumerate(read_table(self.files, tables[0], at_most), start=1):
             file = row.get(_FILE)
-            if not isinstance(file, str) or not file:
-                raise UserError(f"{self.files.name}: row {line} of {tables[0]} has no file\nname it in column 'file'")
+            if not isinstance(file, str) or not file.isprintable() or not 0 < len(file) <= _LONGEST_KEY:
+                told = f"no file, but {file!r:.60}" if file else "no file"
+                raise UserError(f"{self.files.name}: row {line} of {tables[0]} has {told}\nname it in column 'file'")
             place = posixpath.normpath(posixpath.join(folder, file))
             model = row.get("model")
             key = file if model is None else str(model)

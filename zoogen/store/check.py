@@ -84,7 +84,7 @@ def read_shard_models(folder: Path, info: ShardInfo) -> pa.Table:
     """
     path = folder / MODELS_FILE
     try:
-        table = read_parquet(path, MODEL_COLUMNS)
+        table = read_parquet(path, MODEL_COLUMNS, nullable=("diverged_epoch", "last_finite_epoch"))
     except FileNotFoundError as error:
         raise IntegrityError(f"{path} is missing") from error
     if table.num_rows != info.models or len(pc.unique(table["model_id"])) != info.models:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from zoogen.core.errors import IntegrityError
 from zoogen.core.records import Segment
+from zoogen.store.durable import checked_name
 from zoogen.store.tables import read_parquet, replace_parquet
 
 
@@ -93,10 +94,15 @@ def read_cohorts(path: Path) -> list[CohortRecord]:
     for row in zip(*(table[name].to_pylist() for name in _COLUMNS), strict=True):
         cohort_id, layout_id, models, epochs, checkpoints, shards, firsts, lasts, settings = row
         try:
-            segments = tuple(Segment(*parts) for parts in zip(shards, firsts, lasts, strict=True))
-            known = CohortRecord(
-                cohort_id, layout_id, tuple(models), epochs, tuple(checkpoints), segments, json.loads(settings)
+            checked_name("cohort", cohort_id)
+            segments = tuple(
+                Segment(checked_name("shard", shard), first, last)
+                for shard, first, last in zip(shards, firsts, lasts, strict=True)
             )
+            told = json.loads(settings)
+            if not isinstance(told, dict):
+                raise ValueError("its settings are no mapping")
+            known = CohortRecord(cohort_id, layout_id, tuple(models), epochs, tuple(checkpoints), segments, told)
         except (TypeError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path}: the row of cohort {cohort_id!r} is damaged ({error})") from error
         records.append(known)

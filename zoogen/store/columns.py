@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zoogen.core.errors import IntegrityError, UserError
+from zoogen.core.regular import open_regular
 from zoogen.store.check import CHECKPOINT_COLUMNS
 from zoogen.store.derive import in_groups
-from zoogen.store.tables import ROWS_PER_GROUP, blamed, check_schema, release_memory
+from zoogen.store.tables import ROWS_PER_GROUP, blamed, check_rows, check_schema, release_memory
 from zoogen.store.zoo import to_frame
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class FileColumns(TableColumns):
         # Before it is opened: where it is replaced in between, a copy in another process will not take it for this one.
         self._identity = _identity(path)
         with blamed(path):
+            open_regular(path).close()  # Arrow would wait for a pipe
             source = pa.OSFile(str(path))
             # Without pre_buffer: a reader that stays would keep all bytes that it read.
             how: dict[str, Any] = {"page_checksum_verification": True, "pre_buffer": False}
@@ -148,6 +150,7 @@ class FileColumns(TableColumns):
             keys = [name for name, kind in expected.items() if pa.types.is_string(kind)]
             self._coded = pq.ParquetFile(source, metadata=about, read_dictionary=keys, **how)
         check_schema(path, schema, expected)
+        check_rows(path, about.num_rows)
         self.names = tuple(schema.names)
         self.rows = about.num_rows
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoogen.core.errors import EnvironmentFault, IntegrityError
+from zoogen.core.regular import open_regular, read_regular
 from zoogen.core.words import in_bytes
 
 TEMPORARY = ".tmp-"
@@ -75,7 +76,7 @@ def sync(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -83,14 +84,20 @@ def read_json(path: Path, *, at_most: int) -> Any:
     """Parse a JSON file of at most ``at_most`` bytes.
 
     Raises:
-        IntegrityError: too large, not UTF-8, not JSON or nested without end.
+        IntegrityError: not a regular file, too large, not UTF-8, not JSON or nested without end.
         FileNotFoundError: not there.
     """
-    size = path.stat().st_size
-    if size > at_most:
-        raise IntegrityError(f"{path}: {size} bytes, expected at most {at_most}")
+    return parse_json(path, read_regular(path, at_most))
+
+
+def parse_json(path: Path, data: bytes) -> Any:
+    """The value in the bytes of a JSON file; ``path`` is for the message.
+
+    Raises:
+        IntegrityError: not UTF-8, not JSON or nested without end.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path}: not readable as JSON ({error})") from error
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoogen.core.errors import Incomplete, UserError
+from zoogen.core.regular import read_regular
 from zoogen.store.durable import write_file
 
 
@@ -48,7 +49,7 @@ def check_token(zoo: Path, token: str) -> None:
         Incomplete: the token is not the one in ``.work/token``.
     """
     try:
-        current = (work_folder(zoo) / "token").read_text()
+        current = read_regular(work_folder(zoo) / "token", 4096).decode(errors="replace")
     except FileNotFoundError:
         current = ""
     if build_of(token) != current:
@@ -63,7 +64,7 @@ def build_lock(zoo: Path) -> Iterator[None]:
         UserError: another process builds this zoo; the message names it.
     """
     work_folder(zoo).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(work_folder(zoo) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(work_folder(zoo) / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +92,7 @@ def _owner(data: bytes) -> str:
 def builder_of(zoo: Path) -> str | None:
     """Who holds the zoo's lock now, in words; None when nobody does."""
     try:
-        descriptor = os.open(work_folder(zoo) / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(work_folder(zoo) / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

@@ -16,9 +16,10 @@ import numpy as np
 
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import read_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.compact import PLACES, VALUES
-from zoogen.store.durable import checked_name, read_json
+from zoogen.store.durable import checked_name, parse_json
 
 SHARD_FILE = "shard.json"
 WEIGHTS_FILE = "weights.h5"
@@ -127,14 +128,16 @@ def read_shard_info(folder: Path) -> ShardInfo:
     """Parse ``folder/shard.json`` and check it against itself: digest, format version, types, plausible numbers.
 
     Raises:
-        IntegrityError: any of it is wrong, or the file is missing.
+        IntegrityError: any of it is wrong, the file is missing, or the shard or a file of it is a link.
     """
     path = folder / SHARD_FILE
+    _refuse_link(folder)
+    _refuse_link(path)
     try:
-        data = read_json(path, at_most=_MOST_BYTES)
-        raw = path.read_bytes()
+        raw = read_regular(path, _MOST_BYTES)
     except OSError as error:
         raise IntegrityError(f"{path}: cannot be read ({error})") from error
+    data = parse_json(path, raw)
     if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
         found = data.get("format_version") if isinstance(data, dict) else None
         raise IntegrityError(f"{path}: format version {found}, this zoogen reads {FORMAT_VERSION}")
@@ -148,7 +151,15 @@ def read_shard_info(folder: Path) -> ShardInfo:
         raise IntegrityError(f"{path}: not a shard description ({error!r})") from error
     if info.shard_id != folder.name:
         raise IntegrityError(f"{path}: describes shard {info.shard_id!r}")
+    for name in info.files:
+        _refuse_link(folder / name)
     return info
+
+
+def _refuse_link(path: Path) -> None:
+    """What a link leads to can change under its digest, and need not be of the zoo at all."""
+    if path.is_symlink():
+        raise IntegrityError(f"{path}: is a link; a shard and its files lie in the zoo\ncopy it to this place")
 
 
 def _parse(data: Mapping[str, Any]) -> ShardInfo:

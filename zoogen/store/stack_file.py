@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -13,11 +12,13 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5l, h5p, h5t, h5z
 
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import open_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.spans import read_rows
 
 _MOST_INFLATION = 1100  # deflate cannot exceed 1032 : 1
 _MOST_CHUNK_BYTES = 64 << 20
+_AS_THEY_ARE = frozenset({"weights", "model_id", "epoch"})  # so that each of their rows takes its bytes in the file
 
 
 class StackFile:
@@ -91,8 +92,7 @@ class StackFile:
     def _opened(self) -> h5f.FileID:
         if self._file is None:
             with self._blamed():
-                if not stat.S_ISREG(self._path.stat().st_mode):
-                    raise IntegrityError(f"{self._path}: not a regular file")
+                open_regular(self._path).close()  # HDF5 would wait for a pipe
                 file = h5f.open(os.fsencode(self._path), h5f.ACC_RDONLY, _ACCESS)
                 try:
                     self._check(file)
@@ -166,6 +166,7 @@ class StackFile:
             "stored outside the file": plist.get_external_count() > 0,
             "not plain chunks": plist.get_layout() != (h5d.CHUNKED if size else h5d.CONTIGUOUS),
             f"filters {filters}": not set(filters) <= {h5z.FILTER_FLETCHER32, h5z.FILTER_DEFLATE},
+            "compressed": deflated and (name in _AS_THEY_ARE or name.startswith("side/")),
             f"{stored} bytes stored in a file of {self._size}": stored > self._size,
             f"{stored} bytes stored for {size}": stored * (_MOST_INFLATION if deflated else 1) < size,
         }

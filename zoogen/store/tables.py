@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from zoogen.core.errors import IntegrityError
+from zoogen.core.regular import open_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.durable import TEMPORARY, disk_faults, publish
 
 _VERSION_KEY = b"zoogen.format_version"
 ROWS_PER_GROUP = 1 << 17
+_ROWS_AT_LEAST, _ROWS_PER_BYTE = 1 << 20, 20  # ids differ, so that a real row takes a byte at the very least
+_MOST_COLUMNS = 1 << 14  # an import has at most 10,000 settings
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
@@ -70,10 +74,18 @@ def read_schema(path: Path, expected: Mapping[str, pa.DataType] | None = None) -
         IntegrityError: not Parquet, another format version, a required column missing or of another type, or a column
             of a type that tables here never have.
     """
-    with blamed(path), pq.ParquetFile(path) as file:
+    with opened_parquet(path) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
     check_schema(path, schema, expected)
+    check_rows(path, rows)
     return schema, rows
+
+
+def check_rows(path: Path, rows: int) -> None:
+    """Raise IntegrityError where a table claims more rows than a file of its size can have."""
+    size = path.stat().st_size
+    if rows > _ROWS_AT_LEAST + _ROWS_PER_BYTE * size:
+        raise IntegrityError(f"{path}: {rows:,} rows in {size:,} bytes, more than any table has")
 
 
 def check_schema(path: Path, schema: pa.Schema, expected: Mapping[str, pa.DataType] | None = None) -> None:
@@ -81,34 +93,64 @@ def check_schema(path: Path, schema: pa.Schema, expected: Mapping[str, pa.DataTy
     version = (schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(FORMAT_VERSION):
         raise IntegrityError(f"{path}: format version {version}, this zoogen reads {FORMAT_VERSION}")
+    if len(schema) > _MOST_COLUMNS:
+        raise IntegrityError(f"{path}: {len(schema):,} columns; at most {_MOST_COLUMNS:,} are read")
+    counts = Counter(schema.names)
     for name, kind in (expected or {}).items():
-        if schema.names.count(name) != 1 or schema.field(name).type != kind:
+        if counts[name] != 1 or schema.field(name).type != kind:
             found = [str(f.type) for f in schema if f.name == name]
             raise IntegrityError(f"{path}: column {name!r} should be {kind}, found {', '.join(found) or 'none'}")
     for field in schema:
-        if schema.names.count(field.name) != 1 or not _plain(field.type):
-            raise IntegrityError(f"{path}: column {field.name!r} of type {field.type} does not belong in a table")
+        if counts[field.name] != 1 or not _belongs(field):
+            raise IntegrityError(
+                f"{path}: column {field.name!r:.60} of type {field.type!s:.60} does not belong in a table"
+            )
 
 
 def read_parquet(
-    path: Path, expected: Mapping[str, pa.DataType] | None = None, columns: list[str] | None = None
+    path: Path,
+    expected: Mapping[str, pa.DataType] | None = None,
+    columns: list[str] | None = None,
+    nullable: Collection[str] = (),
 ) -> pa.Table:
     """A whole table, or some of its columns, after ``read_schema`` found it in order.
 
+    Args:
+        path, expected: As for ``read_schema``.
+        columns: None for all.
+        nullable: Expected columns that may lack values; the others must have one in every row.
+
     Raises:
-        IntegrityError: as ``read_schema``, or a page's checksum does not fit.
+        IntegrityError: as ``read_schema``, a page's checksum does not fit, or a value is missing.
         FileNotFoundError: not there.
     """
     _, rows = read_schema(path, expected)
-    with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with opened_parquet(path) as file:
         table = file.read(columns=columns, use_threads=rows >= ROWS_PER_GROUP)
         table.validate(full=True)
-        return table
+    for name in expected or ():
+        if name in table.column_names and name not in nullable and _lacks_values(table[name]):
+            raise IntegrityError(f"{path}: column {name!r} lacks values")
+    return table
 
 
 def release_memory() -> None:
     """Give back to the system what tables took while they were read: Arrow keeps twice their size for the next ones."""
     pa.default_memory_pool().release_unused()
+
+
+@contextmanager
+def opened_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """A file whose pages are compared with their checksums; errors name it.
+
+    Raises:
+        IntegrityError: not a regular file, not Parquet, or what is read is damaged.
+        FileNotFoundError: not there.
+    """
+    with blamed(path):
+        open_regular(path).close()  # Arrow would wait for a pipe; from a path it reads faster than from an open file
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
 
 
 @contextmanager
@@ -120,6 +162,35 @@ def blamed(path: Path) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise IntegrityError(f"{path}: not readable as Parquet, it is damaged ({error})") from error
+
+
+def _lacks_values(column: pa.ChunkedArray) -> bool:
+    lists = pa.types.is_list(column.type)
+    return column.null_count > 0 or (lists and any(chunk.flatten().null_count for chunk in column.chunks))
+
+
+def _belongs(field: pa.Field) -> bool:
+    """Whether a column is of a type that tables have, and where its name has one meaning in all of them, of that."""
+    is_kind = _KINDS.get(field.name, _is_scalar if "." in field.name else _plain)
+    return _plain(field.type) and (pa.types.is_null(field.type) or is_kind(field.type))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_scalar(kind: pa.DataType) -> bool:
+    """Settings and scores of other sources, which have dotted names, are no lists."""
+    return not pa.types.is_nested(kind)
+
+
+_KINDS = {
+    **dict.fromkeys(("split", "status", "reason", "cohort_id", "architecture_id", "task_id", "parent_id"), _is_text),
+    **dict.fromkeys(("seed", "parent_epoch", "diverged_epoch", "last_epoch", "last_finite_epoch"), pa.types.is_integer),
+    **dict.fromkeys(("train_loss", "val_loss", "test_loss", "ggap", "sparsity"), pa.types.is_floating),
+    **dict.fromkeys(("train_acc", "train_eval_acc", "val_acc", "test_acc"), pa.types.is_floating),
+}
 
 
 def _plain(kind: pa.DataType) -> bool:

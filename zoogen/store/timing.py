@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from zoogen.core.regular import open_regular
+
 log = logging.getLogger(__name__)
 
 TIMING_COLUMNS = {
@@ -29,7 +31,7 @@ def timing_table(logs: Path) -> pa.Table:
     rows: list[list[str | int | float]] = []
     torn = 0
     for path in sorted(logs.glob("*.jsonl")) if logs.is_dir() else []:
-        with path.open(errors="replace") as file:
+        with open_regular(path) as file:
             for line in file:
                 try:
                     told = json.loads(line)

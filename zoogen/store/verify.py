@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.records import Segment
@@ -19,7 +18,7 @@ from zoogen.store.cohorts import CohortRecord
 from zoogen.store.derive import DerivedTables, in_groups, planned_shards
 from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import WEIGHTS_FILE, ShardInfo, read_shard_info
-from zoogen.store.tables import blamed, read_parquet, read_schema
+from zoogen.store.tables import opened_parquet, read_parquet, read_schema
 from zoogen.store.zoo import (
     CHECKPOINTS_TABLE,
     COHORTS_FILE,
@@ -299,7 +298,7 @@ def _derived(
         report.stale += absent
         return
     try:
-        told = read_parquet(models, {"model_id": pa.string(), "reason": pa.string()})
+        told = read_parquet(models, {"model_id": pa.string(), "reason": pa.string()}, nullable=("reason",))
         reasons = zip(told["model_id"].to_pylist(), told["reason"].to_pylist(), strict=True)
         failures = {m: r for m, r in reasons if r is not None}
         derived = DerivedTables(plan, records, planned_shards(records, sealed, shards_folder(folder.path)), failures)
@@ -319,7 +318,7 @@ def _same_stream(tables: Iterator[pa.Table], path: Path, schema: pa.Schema) -> b
             pass
         return False
     same = True
-    with blamed(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with opened_parquet(path) as file:
         groups = iter(range(file.num_row_groups))
         for expected in in_groups(tables):
             group = next(groups, None)

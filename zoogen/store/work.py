@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import Incomplete, IntegrityError
 from zoogen.core.records import Checkpoint, Cohort, CohortState
+from zoogen.core.regular import open_regular
 from zoogen.store import FORMAT_VERSION
 from zoogen.store.durable import TEMPORARY, checked_name, disk_faults, read_json, sync
 from zoogen.store.fence import work_folder
@@ -147,7 +148,8 @@ class Work:
             data = (self.folder / checked_name("work file", name.removesuffix(".safetensors"))).with_suffix(
                 ".safetensors"
             )
-            content = data.read_bytes()
+            with open_regular(data) as file:
+                content = file.read()
             if hashlib.sha256(content).hexdigest() != files[name]:
                 raise IntegrityError(f"{data} is damaged")
             if name.startswith("rows-"):
@@ -315,7 +317,7 @@ def unfinished_epochs(zoo: Path) -> dict[str, int]:
     """cohort_id -> epoch reached, of every cohort with kept work; reads names of files only."""
     found: dict[str, int] = {}
     for current in (work_folder(zoo) / "cohorts").glob(f"*/{_CURRENT}"):
-        states = [int(path.stem.removeprefix("state-")) for path in current.parent.glob("state-*.safetensors")]
-        if states:
+        names = [path.stem.removeprefix("state-") for path in current.parent.glob("state-*.safetensors")]
+        if states := [int(name) for name in names if name.isdecimal()]:
             found[current.parent.name.partition(".")[0]] = max(states)
     return found

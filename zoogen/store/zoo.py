@@ -18,6 +18,7 @@ from zoogen.store import FORMAT_VERSION
 from zoogen.store.cohorts import CohortRecord, read_cohorts, write_cohorts
 from zoogen.store.durable import TEMPORARY, disk_faults, read_json, write_file
 from zoogen.store.fence import build_lock, build_of, new_token, work_folder
+from zoogen.store.manifest import check_manifest
 from zoogen.store.shard import shards_folder
 from zoogen.store.shard_info import ShardInfo, read_shard_info
 from zoogen.store.tables import read_parquet, replace_parquet
@@ -76,16 +77,22 @@ class ZooFolder:
             IntegrityError: damaged, or of a format this version does not know.
         """
         try:
+            if not self.path.is_dir():
+                raise FileNotFoundError
             found = read_json(self.path / MANIFEST_FILE, at_most=_MOST_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             raise UserError(f"no zoo at {self.path}: it has no {MANIFEST_FILE}") from None
         if not isinstance(found, dict) or found.get("format") != "zoogen":
             raise IntegrityError(f"{self.path / MANIFEST_FILE}: not the manifest of a zoo")
-        if found.get("format_version") != FORMAT_VERSION:
+        if type(version := found.get("format_version")) is not int or version != FORMAT_VERSION:
             raise IntegrityError(
-                f"{self.path / MANIFEST_FILE}: format version {found.get('format_version')}, "
+                f"{self.path / MANIFEST_FILE}: format version {version!r:.60}, "
                 f"this zoogen reads {FORMAT_VERSION}; a newer zoogen may read it"
             )
+        try:
+            check_manifest(found)
+        except ValueError as error:
+            raise IntegrityError(f"{self.path / MANIFEST_FILE}: {error}") from error
         return found
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:

@@ -16,16 +16,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Self
 
-from zoogen.core.errors import IntegrityError
-from zoogen.importers.containers.files import Limits, check_range, checked_path, refused, too_large
+from zoogen.core.errors import IntegrityError, UserError
+from zoogen.importers.containers.files import Limits, check_range, check_size, checked_path, refused
 
 _MOST_AT_ONCE = 16 << 20
 _CHUNK = 1 << 20
 _MOST_INFLATED = 256 << 20
 _LOCAL_HEADER = 30
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError)
+_READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_AGAIN, _AGAIN_AT_LEAST = 64, 4 << 30  # a compressed tar is inflated so many times, or up to so many bytes
+_DAMAGE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(OSError, EOFError, NotImplementedError, ValueError, OverflowError),
+)
 # What tarfile raises besides for headers that make no sense, and for one hidden in another a thousand times.
-_TAR_DAMAGE = (*_DAMAGE, ValueError, KeyError, IndexError, RecursionError)
+_TAR_DAMAGE = (*_DAMAGE, KeyError, IndexError, RecursionError)
 
 
 def _plain(path: Path) -> IO[bytes]:
@@ -64,7 +69,7 @@ class ZipFiles:
         self._sound: set[str] = set()  # stored members of which a part was read
         try:
             self._zip = zipfile.ZipFile(path)
-        except (*_DAMAGE, ValueError) as error:
+        except _DAMAGE as error:
             raise IntegrityError(f"{path}: not readable as zip ({error})") from error
         try:
             self._check(limits)
@@ -88,6 +93,12 @@ class ZipFiles:
             if member.header_offset < end:
                 raise refused(where, name, "overlaps the member before it")
             end = member.header_offset + member.compress_size
+            if end > archive:
+                raise refused(where, name, "lies beyond the end of the archive")
+            if member.compress_type not in _READ_METHODS:
+                raise refused(
+                    where, name, f"is compressed by method {member.compress_type}; 0 and 8 (deflate) are read"
+                )
             if member.file_size > limits.ratio * member.compress_size + limits.slack:
                 raise _bomb(where, name, member.file_size, member.compress_size)
             inflated += member.file_size
@@ -102,11 +113,10 @@ class ZipFiles:
                 self._members[name] = member
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
-        if at_most is not None and self.sizes[name] > at_most:
-            raise too_large(self.name, name, self.sizes[name], at_most)
+        check_size(self.name, name, self.sizes[name], at_most)
         try:
             data = self._zip.read(self._members[name])
-        except (*_DAMAGE, RuntimeError) as error:
+        except (*_DAMAGE, RuntimeError, MemoryError) as error:
             raise _damaged(self._path, name, error) from error
         if len(data) != self.sizes[name]:
             raise _damaged(self._path, name, f"it has {len(data):,} bytes, not {self.sizes[name]:,}")
@@ -167,7 +177,7 @@ class TarFiles:
         self.sizes: dict[str, int] = {}
         self._members: dict[str, tarfile.TarInfo] = {}
         size = path.stat().st_size
-        self._stream = _Bounded(_stream(path), str(path), limits.ratio * size + limits.slack)
+        self._stream = _Bounded(path, limits.ratio * size + limits.slack)
         try:
             self._tar = tarfile.TarFile(fileobj=self._stream, mode="r", tarinfo=_Header)
             self._check(limits)
@@ -213,12 +223,12 @@ class TarFiles:
             if block.count(0) < len(block):
                 raise tarfile.ReadError("there is more behind the end mark")
             block = self._stream.read(_CHUNK)
+        if self._stream.most_again is not None:
+            self._stream.most_again = max(_AGAIN * self._stream.tell(), _AGAIN_AT_LEAST)
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
-        size = self.sizes[name]
-        if at_most is not None and size > at_most:
-            raise too_large(self.name, name, size, at_most)
-        return self.read_range(name, 0, size)
+        check_size(self.name, name, self.sizes[name], at_most)
+        return self.read_range(name, 0, self.sizes[name])
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         check_range(self.name, name, self.sizes[name], start, length)
@@ -229,7 +239,7 @@ class TarFiles:
             while left and (part := self._stream.read(min(left, _CHUNK))):
                 parts.append(part)
                 left -= len(part)
-        except _TAR_DAMAGE as error:
+        except (*_TAR_DAMAGE, MemoryError) as error:
             raise _damaged(self._path, name, error) from error
         if left:
             raise _damaged(self._path, name, "the archive ends within it")
@@ -256,12 +266,17 @@ class _Header(tarfile.TarInfo):
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that is never read further than ``most`` bytes, nor much at once: a header cannot ask for all memory."""
+    """A stream that is never read further than ``most`` bytes, nor much at once: a header cannot ask for all memory.
 
-    def __init__(self, stream: IO[bytes], where: str, most: int) -> None:
-        self._inner = stream
-        self._where = where
+    ``most_again`` bounds the bytes that are inflated anew to go back; None: it is not compressed.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._inner = _stream(path)
+        self._where = str(path)
+        self._again = 0
         self.most = most
+        self.most_again: int | None = None if isinstance(self._inner, io.BufferedReader) else most
 
     def readable(self) -> bool:
         return True
@@ -275,6 +290,13 @@ class _Bounded(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_SET and offset > self.most:
             raise IntegrityError(f"{self._where}: inflates to more than {self.most:,} bytes; it is not read on")
+        if self.most_again is not None and whence == io.SEEK_SET and offset < self._inner.tell():
+            self._again += offset
+            if self._again > self.most_again:
+                raise UserError(
+                    f"{self._where}: is compressed, and its files lie in another order than they are read in: "
+                    "it would be inflated from its beginning again and again\nunpack it, and give its folder"
+                )
         return self._inner.seek(offset, whence)
 
     def read(self, size: int = -1) -> bytes:
@@ -306,4 +328,6 @@ def _bomb(where: str, name: str, inflated: int, stored: int) -> IntegrityError:
 
 
 def _damaged(path: Path, name: str, why: object) -> IntegrityError:
+    if isinstance(why, MemoryError):
+        return IntegrityError(f"{path}: {name} does not fit into the memory of this machine")
     return IntegrityError(f"{path}: {name} is damaged ({why})\nget the archive from its source")

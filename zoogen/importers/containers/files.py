@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -46,7 +47,7 @@ class Files(Protocol):
         """The whole file.
 
         Raises:
-            IntegrityError: it is damaged, or larger than ``at_most``.
+            IntegrityError: it is damaged, larger than ``at_most``, or too large for the memory of this machine.
         """
         ...
 
@@ -119,8 +120,7 @@ class FolderFiles:
             waiting += reversed(below)
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
-        if at_most is not None and self.sizes[name] > at_most:
-            raise too_large(self.name, name, self.sizes[name], at_most)
+        check_size(self.name, name, self.sizes[name], at_most)
         return _read(self._path / name)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -140,8 +140,7 @@ class SingleFile:
         self.sizes = {checked_path(path.name, str(path)): path.stat().st_size}
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
-        if at_most is not None and self.sizes[name] > at_most:
-            raise too_large(self.name, name, self.sizes[name], at_most)
+        check_size(self.name, name, self.sizes[name], at_most)
         return _read(self._path)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
@@ -166,6 +165,8 @@ def _read(path: Path, start: int = 0, length: int | None = None) -> bytes:
             data = file.read(length)
     except OSError as error:
         raise IntegrityError(f"{path}: not readable ({error.strerror})") from error
+    except MemoryError as error:
+        raise IntegrityError(f"{path}: does not fit into the memory of this machine") from error
     if length is not None and len(data) != length:
         raise IntegrityError(f"{path}: was cut off while it was read")
     return data
@@ -207,9 +208,22 @@ def refused(archive: str, member: str, why: str) -> IntegrityError:
     return IntegrityError(f"{archive}: member {member!r} {why}; nothing of it is read\nget the archive from its source")
 
 
-def too_large(archive: str, member: str, size: int, at_most: int) -> IntegrityError:
-    """The error for a file of a kind that is never that large."""
-    return IntegrityError(f"{archive}: {member} has {size:,} bytes, expected at most {at_most:,}")
+def check_size(archive: str, member: str, size: int, at_most: int | None) -> None:
+    """Refuse a file of a kind that is never that large; without ``at_most`` one that does not fit into memory twice, as
+    bytes and as what they say.
+
+    Raises:
+        IntegrityError: it is larger.
+    """
+    if at_most is not None and size > at_most:
+        raise IntegrityError(f"{archive}: {member} has {size:,} bytes, expected at most {at_most:,}")
+    if size > _memory() // 2:
+        raise IntegrityError(f"{archive}: {member} has {size:,} bytes, more than half of the memory of this machine")
+
+
+@cache
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_range(archive: str, member: str, size: int, start: int, length: int) -> None:

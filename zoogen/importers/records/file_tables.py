@@ -13,6 +13,7 @@ from typing import Any
 from zoogen.core.errors import IntegrityError
 from zoogen.importers.containers.files import Files
 from zoogen.importers.records.json_records import float_of, read_json
+from zoogen.importers.records.parquet_pages import page_sizes
 
 _MOST_BYTES = 64 << 20
 _MOST_COLUMNS = 1_000
@@ -37,7 +38,7 @@ def read_table(files: Files, name: str, at_most: int) -> list[dict[str, Any]]:
             fields += len(row)
             _bound(len(rows), at_most, "rows")
             _bound(fields, _MOST_FIELDS, "values")
-    except (ValueError, KeyError, TypeError, csv.Error, OSError) as error:
+    except (ValueError, KeyError, TypeError, csv.Error, OSError, MemoryError) as error:
         raise IntegrityError(f"{files.name}: {name} is not readable as a table ({str(error)[:200]})") from error
     return rows
 
@@ -64,9 +65,7 @@ def _csv(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
 
 
 def _json(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
-    # Known before it is read: in memory every value takes many times what it takes here.
-    _bound(sum(data.count(mark) for mark in (b",", b"[", b"{")), _MOST_FIELDS, "values")
-    rows = read_json(data)
+    rows = read_json(data, _MOST_FIELDS)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it is no list of objects")
     yield from rows
@@ -83,7 +82,7 @@ def _parquet(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
     _bound(told.num_rows, at_most, "rows")
     _bound(told.num_columns, _MOST_COLUMNS, "columns")
     _bound(sum(column.num_values for column in columns), _MOST_FIELDS, "values")
-    _bound(sum(column.total_uncompressed_size for column in columns), _MOST_UNPACKED, "bytes")
+    largest = _largest_page(data, columns)
     for field in file.schema_arrow:
         items = field.type.value_type if pa.types.is_list(field.type) else field.type
         if pa.types.is_nested(items):
@@ -91,11 +90,25 @@ def _parquet(data: bytes, at_most: int) -> Iterator[dict[str, Any]]:
     names = [name for name in file.schema_arrow.names if not _PANDAS_INDEX.fullmatch(name)]
     _check_columns(names)
     unpacked = 0
-    for batch in file.iter_batches(_AT_ONCE, columns=names):
+    # Every row of a batch may have the longest value that a page can hold.
+    for batch in file.iter_batches(max(1, min(_AT_ONCE, _MOST_UNPACKED // largest)), columns=names):
         unpacked += batch.nbytes
         _bound(unpacked, _MOST_UNPACKED, "bytes")  # one value may stand for many
         for row in batch.to_pylist():
             yield {name: _plain(value) for name, value in row.items()}
+
+
+def _largest_page(data: bytes, columns: list[Any]) -> int:
+    """Bytes of the largest page; all of them together are within the bound."""
+    total, largest = 0, 1
+    for column in columns:
+        start = column.data_page_offset
+        if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+            start = column.dictionary_page_offset
+        for size in page_sizes(data, start, column.total_compressed_size):
+            total, largest = total + size, max(largest, size)
+            _bound(total, _MOST_UNPACKED, "bytes")
+    return largest
 
 
 def _bound(found: int, at_most: int, what: str) -> None:

@@ -17,7 +17,8 @@ from zoogen.importers.records.numbers import one_each
 from zoogen.importers.records.settings import RESULT, column
 
 _MOST_TEXT = 1 << 16  # PyYAML takes a second or more for so many characters
-_MOST_VALUES = 100_000
+_MOST_VALUES = 10_000
+_MOST_CHARACTERS = 1 << 18  # with every alias written out
 _MOST_DEPTH = 20
 _MOST_METRICS = 1_000
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -49,10 +50,11 @@ def read_card(data: bytes) -> dict[str, Any]:
 
 
 class _Plain:
-    """YAML nodes as text, numbers, lists and mappings; every value counts, those of an alias each time it stands."""
+    """YAML nodes as text, numbers, lists and mappings; those of an alias count each time it stands."""
 
     def __init__(self) -> None:
         self.left = _MOST_VALUES
+        self.characters = _MOST_CHARACTERS
 
     def value(self, node: yaml.Node, depth: int) -> Any:
         self.left -= 1
@@ -65,9 +67,16 @@ class _Plain:
         if isinstance(node, yaml.MappingNode):
             found: dict[str, Any] = {}
             for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise ValueError("its metadata have a list or mapping for a key")
                 found.setdefault(str(self.value(key, depth + 1)), self.value(value, depth + 1))
             return found
-        return _scalar(node) if isinstance(node, yaml.ScalarNode) else None
+        if not isinstance(node, yaml.ScalarNode):
+            return None
+        self.characters -= len(node.value)
+        if self.characters < 0:
+            raise ValueError(f"its metadata have more than {_MOST_CHARACTERS:,} characters, aliases written out")
+        return _scalar(node)
 
 
 def _scalar(node: yaml.ScalarNode) -> Any:

@@ -62,7 +62,7 @@ def results_of(name: str, data: bytes, notes: list[str]) -> list[Result | None]:
         iteration, checkpoint = told.get(_ITERATION), told.get(_CHECKPOINT)
         found.append(
             Result(
-                iteration if type(iteration) is int else None,
+                iteration if type(iteration) is int and 0 <= iteration < 1 << 31 else None,
                 checkpoint if isinstance(checkpoint, str) else None,
                 _CHECKPOINT in told,
                 _OLD_RAY in told,

@@ -25,7 +25,7 @@ def by_step(state: Mapping[str, Any], step: int, notes: list[str]) -> dict[int, 
         return {}
     found: dict[int, dict[str, float]] = {}
     for line in lines:
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
+        if not isinstance(line, dict) or type(line.get("step")) is not int or not 0 <= line["step"] < 1 << 31:
             continue
         numbers = found.setdefault(line["step"], {})
         for name, value in list(line.items())[:_MOST_NUMBERS]:

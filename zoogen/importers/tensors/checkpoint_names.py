@@ -12,7 +12,7 @@ from typing import Any
 
 from zoogen.importers.source import Unusable
 from zoogen.importers.tensors.inert import set_of
-from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered
+from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered, is_key
 from zoogen.importers.tensors.pickle_machine import load_pickle
 
 _REBUILDS = frozenset(
@@ -104,4 +104,4 @@ def _ordered(arguments: tuple[Any, ...]) -> Ordered:
 
 
 def _is_item(pair: Any) -> bool:
-    return type(pair) is list and len(pair) == 2 and type(pair[0]) in (str, int)
+    return type(pair) is list and len(pair) == 2 and type(pair[0]) in (str, int) and is_key(pair[0])

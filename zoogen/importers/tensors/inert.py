@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoogen.importers.source import Unusable
-from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered
+from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered, is_key
 
 # The published loaders pickle their own classes, whatever package they were installed in.
 _CLASS = re.compile(r"(?:\w+\.){0,3}checkpoints_to_datasets\.(?:dataset_\w+\.\w*Dataset\w*|random_erasing\.\w+)")
@@ -34,6 +34,7 @@ _MOST_DIMENSIONS = 16
 _LONGEST_KEY = 32
 _MOST_ELEMENTS = 1 << 48
 _LONGEST_PATH = 4096
+_MOST_ALIKE = 256
 
 MARK = b"checkpoints_to_datasets"
 """Stands in every pickle of such a dataset, near its start."""
@@ -127,8 +128,13 @@ class Admitted:
         last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if 0 not in shape and last >= storage.elements:
             raise Unusable(f"has a tensor that lies beyond the end of its storage ({storage.elements:,} elements)")
-        shape, stride = self._alike.setdefault(shape, shape), self._alike.setdefault(stride, stride)
-        return Placed(storage, offset, shape, stride)
+        return Placed(storage, offset, self._shared(shape), self._shared(stride))
+
+    def _shared(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """One tuple for all that are equal; of the first few only, since all could be made to have one hash."""
+        if sizes not in self._alike and len(self._alike) >= _MOST_ALIKE:
+            return sizes
+        return self._alike.setdefault(sizes, sizes)
 
 
 def _counts(values: Any) -> bool:
@@ -151,12 +157,12 @@ def set_of(arguments: tuple[Any, ...]) -> set[Any]:
     """A set as it is pickled.
 
     Raises:
-        Unusable: it is not made of one list of numbers and texts.
+        Unusable: it is not made of one list of texts and numbers.
     """
     if len(arguments) != 1 or type(arguments[0]) is not list:
         raise Unusable("makes a set of something else than a list")
-    if not all(type(v) in (str, int, float, bool, type(None)) for v in arguments[0]):
-        raise Unusable("makes a set of other things than numbers and texts")
+    if not all(map(is_key, arguments[0])):
+        raise Unusable("makes a set of other things than texts and numbers up to 2^60")
     return set(arguments[0])
 
 

@@ -77,7 +77,7 @@ def _checked(files: Files, name: str, told: dict[str, Any], start: int) -> Matri
     if told["fortran_order"] is not False:
         raise _refused(files, name, "has an order of axes that is neither True nor False")
     if not isinstance(shape, tuple) or len(shape) != 2 or not all(type(n) is int and 0 < n < 1 << 63 for n in shape):
-        raise _refused(files, name, f"has the shape {shape!s:.60}, not rows and columns")
+        raise _refused(files, name, f"has the shape {_shown(shape)}, not rows and columns")
     needed = start + shape[0] * shape[1] * _NUMBERS[dtype]
     if needed != files.sizes[name]:
         said = f"{shape[0]:,} x {shape[1]:,} numbers, which are {needed:,} bytes with the header"
@@ -128,12 +128,19 @@ def _literal(header: bytes) -> Any:
         return None
 
 
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!s:.60}"
+    except ValueError:  # Python does not write out numbers of more than 4,300 digits
+        return "(a number without end)"
+
+
 def _what(dtype: Any) -> str:
     if isinstance(dtype, list):
         return "records of several fields"
     if isinstance(dtype, str) and "O" in dtype:
         return "Python objects, which are pickles and may run code"
-    return f"numbers of type {str(dtype)[:40]!r}"
+    return f"numbers of type {_shown(dtype)!r}"
 
 
 def _refused(files: Files, name: str, why: str) -> IntegrityError:

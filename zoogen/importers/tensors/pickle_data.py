@@ -6,6 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_LARGEST_KEY = 1 << 60
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value can be hashed without harm: a text, None, or a number that is not so large that others have its
+    hash (Python's are modulo 2^61 - 1, so that a pickle could give all its keys one).
+    """
+    if type(value) in (int, float):
+        return -_LARGEST_KEY < value < _LARGEST_KEY
+    return type(value) in (str, bool, type(None))
+
 
 @dataclass(frozen=True, slots=True)
 class Name:

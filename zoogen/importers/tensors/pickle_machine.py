@@ -12,14 +12,13 @@ from functools import cache
 from typing import Any, Protocol
 
 from zoogen.importers.source import Unusable
-from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered
+from zoogen.importers.tensors.pickle_data import Inert, Meaning, Name, Ordered, is_key
 
 _LONGEST_TEXT = 1 << 20
 _LONGEST_NAME = 512
 _DEEPEST = 1000
 _MOST_OBJECTS = 1_000_000  # in a pickle of any size
 _BYTES_PER_OBJECT = 4  # and one more for so many bytes; torch.save needs five times that
-_SCALARS = (str, int, float, bool, type(None))
 _CONTAINERS = (list, tuple, dict, set, Ordered)
 
 
@@ -223,8 +222,9 @@ class _Machine:
             raise Unusable(f"puts items into a {_kind(target)}")
         for key, value in zip(values[::2], values[1::2], strict=True):
             # Keys of keys of keys would be hashed as deep as they are nested.
-            if type(key) not in _SCALARS:
-                raise Unusable(f"has a {_kind(key)} for a key")
+            if not is_key(key):
+                what = f"{_kind(key)}{' beyond 2^60' if type(key) in (int, float) else ''}"
+                raise Unusable(f"has a {what} for a key")
             target[key] = value
 
     def _global(self) -> None:
