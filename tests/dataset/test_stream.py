@@ -355,6 +355,21 @@ def test_memory_is_that_of_few_windows_and_no_batch_changes_later(zoo, monkeypat
     assert all(torch.equal(w, v) for w, v in zip(kept, given, strict=True))
 
 
+def test_the_thread_of_a_stream_ends_with_it(zoo):
+    def reading():
+        return [t for t in threading.enumerate() if t.name.startswith("zoogen-window")]
+
+    gc.collect()
+    before = set(reading())
+    stream = zoo.select().stream(3, shuffle=True, buffer=9)
+    next(iter(stream))
+    (thread,) = set(reading()) - before
+    del stream
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_stream_that_gives_its_memory_back_goes_on_as_before(zoo, dtype):
     stream = zoo.select().stream(3, dtype=dtype, shuffle=True, buffer=9)

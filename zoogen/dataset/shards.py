@@ -73,18 +73,25 @@ class States:
         parts = (self.shard[places], self.row[places], self.models[places], self.epochs[places])
         return States(self.layout_id, self.shard_names, *parts, self.numbers)
 
-    def by_shard(self) -> Iterator[np.ndarray]:
-        """Places of the states of one shard after another, by ascending row."""
+    def by_shard(self) -> Iterator[slice | np.ndarray]:
+        """Places of the states of one shard after another, by ascending row; slices where that is their order already,
+        as in the windows of streams.
+        """
         if not len(self):
             return
         shards, rows = np.diff(self.shard), np.diff(self.row)
-        if bool(((shards > 0) | ((shards == 0) & (rows >= 0))).all()):  # as the windows of streams are
-            order = np.arange(len(self))
+        if bool(((shards > 0) | ((shards == 0) & (rows >= 0))).all()):
+            for start, end in _runs(shards):
+                yield slice(start, end)
         else:
             order = np.lexsort((self.row, self.shard))
-            shards = np.diff(self.shard[order])
-        for start, end in pairwise([0, *(np.flatnonzero(shards) + 1).tolist(), len(self)]):
-            yield order[start:end]
+            for start, end in _runs(np.diff(self.shard[order])):
+                yield order[start:end]
+
+
+def _runs(steps: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Start and end of every run of equal numbers, from their differences."""
+    yield from pairwise([0, *(np.flatnonzero(steps) + 1).tolist(), len(steps) + 1])
 
 
 Fill = Callable[[ShardReader, np.ndarray, np.ndarray], None]
@@ -139,8 +146,8 @@ class Shards:
 
     def predictions(self, states: States) -> np.ndarray | None:
         """uint8 [states, N_test] of states of one task, or None where some were not kept."""
-        firsts = [(self._opened(states, places).reader, places[:1]) for places in states.by_shard()]
-        samples = [reader.predictions(states.row[place]) for reader, place in firsts]
+        parts = [states.take(places) for places in states.by_shard()]
+        samples = [self._opened(part).reader.predictions(part.row[:1]) for part in parts]
         found = [first.shape[1] for first in samples if first is not None]
         if len(found) < len(samples) or not found:
             return None
@@ -167,36 +174,37 @@ class Shards:
     def _optional(self, states: States, out: np.ndarray, read: Callable) -> np.ndarray | None:
         """``out`` filled with what ``read`` gives, or None where it gives nothing for some shard."""
         for places in states.by_shard():
-            if read(self._opened(states, places).reader, states.row[places[:1]]) is None:
+            part = states.take(places)
+            if read(self._opened(part).reader, part.row[:1]) is None:
                 return None
         self._each(states, _filling(read), out)
         return out
 
     def side(self, states: States, dtype: str) -> np.ndarray:
         """[states of one shard, K]: the tensors of another dtype."""
-        (places,) = states.by_shard()
-        shard = self._opened(states, places)
+        shard = self._opened(states)
         shard.check(states)
         return shard.reader.side(dtype, states.row)
 
     def _each(self, states: States, fill: Fill, out: np.ndarray) -> None:
         height = max(1, _PIECE_BYTES // max(1, out[:1].nbytes))
         for places in states.by_shard():
-            shard = self._opened(states, places)
-            for start in range(0, len(places), height):
-                part = places[start : start + height]
-                shard.check(states.take(part))
-                rows = states.row[part]
-                first, last = int(part[0]), int(part[-1])
-                if last - first + 1 == len(part) and bool((np.diff(part) == 1).all()):
-                    fill(shard.reader, rows, out[first : last + 1])
+            own = states.take(places)
+            shard = self._opened(own)
+            for start in range(0, len(own), height):
+                part = own if len(own) <= height else own.take(slice(start, start + height))
+                shard.check(part)
+                if isinstance(places, slice):
+                    first = places.start + start
+                    fill(shard.reader, part.row, out[first : first + len(part)])
                 else:
                     apart = np.empty((len(part), *out.shape[1:]), out.dtype)
-                    fill(shard.reader, rows, apart)
-                    out[part] = apart
+                    fill(shard.reader, part.row, apart)
+                    out[places[start : start + len(part)]] = apart
 
-    def _opened(self, states: States, places: np.ndarray) -> _Shard:
-        name = states.shard_names[states.shard[places[0]]]
+    def _opened(self, states: States) -> _Shard:
+        """The shard of states that are of one."""
+        name = states.shard_names[states.shard[0]]
         if self._process != os.getpid():  # after a fork: file positions are shared with the parent, so open anew
             self.__init__(self._zoo)  # type: ignore[misc]
         if name not in self._known:
@@ -229,9 +237,9 @@ class _Shard:
         self._numbers: tuple[ModelNumbers, np.ndarray] | None = None
 
     def check(self, states: States) -> None:
-        """Raise unless the rows of these states are the ones that the tables say."""
+        """Raise unless the rows of these states, in ascending order, are the ones that the tables say."""
         rows = states.row
-        inside = rows.min() >= 0 and rows.max() < len(self._epochs)
+        inside = rows[0] >= 0 and rows[-1] < len(self._epochs)
         if not (
             inside
             and np.array_equal(self._epochs[rows], states.epochs)
