@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import click
 import pytest
 import yaml
 
+import zoogen
 from zoogen.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -193,8 +195,6 @@ def test_an_example_of_the_guide_gives_the_models_it_says(number, tmp_path):
 
 
 def test_the_cluster_example_is_what_ray_up_accepts():
-    import json
-
     import jsonschema
 
     spec = importlib.util.find_spec("ray")  # found, not imported
@@ -227,9 +227,10 @@ print(best["architecture.units"], best["test_acc"], zoo.module(best.model_id))
 """
 
 
-def test_the_architecture_and_the_task_of_the_guide_train_from_a_package_with_entry_points(tmp_path):
-    """As an installed package is seen: a folder on the path with metadata beside it."""
-    architecture, task = blocks(DOCS / "extending.md", "python")
+@pytest.fixture
+def own_package(tmp_path):
+    """What the guide writes, as an installed package is seen: a folder on the path with metadata beside it."""
+    architecture, task, source = blocks(DOCS / "extending.md", "python")
     (entry_points,) = blocks(DOCS / "extending.md", "toml")
     package, metadata = tmp_path / "my_package", tmp_path / "my_package-1.dist-info"
     package.mkdir()
@@ -237,23 +238,43 @@ def test_the_architecture_and_the_task_of_the_guide_train_from_a_package_with_en
     (package / "__init__.py").touch()
     (package / "bottleneck.py").write_text(architecture)
     (package / "spirals.py").write_text(task)
+    (package / "json_vectors.py").write_text(source)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
     ini = re.sub(r'\[project\.entry-points\."(.+?)"\]', r"[\1]", entry_points).replace('"', "")
     (metadata / "entry_points.txt").write_text(ini)
+
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "ZOOGEN_CACHE": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_the_architecture_and_the_task_of_the_guide_train_from_a_package_with_entry_points(own_package, tmp_path):
     (tmp_path / "own.yaml").write_text(OWN_ZOO)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "ZOOGEN_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD_AND_OPEN],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Linear(in_features=2, out_features=32, bias=True)" in done.stdout
+    told = own_package("-c", BUILD_AND_OPEN)
+    assert "Linear(in_features=2, out_features=32, bias=True)" in told
     # A third of the points lie on each arm: a network that learns is well above chance.
-    assert float(done.stdout.split("\n")[1].split()[1]) > 0.45
+    assert float(told.split("\n")[1].split()[1]) > 0.45
+
+
+def test_the_source_of_the_guide_is_recognised_and_imported_from_a_package_with_entry_points(own_package, tmp_path):
+    (tmp_path / "vectors").mkdir()
+    told = {"lr": 0.1, "weights": {"0": [1.0, 2.0], "5": [0.5, -0.25]}, "test_acc": {"0": 0.125, "5": 0.75}}
+    for name in ("a", "b"):
+        (tmp_path / f"vectors/{name}.weights.json").write_text(json.dumps(told))
+    (tmp_path / "vectors/c.weights.json").write_text("{}")
+    printed = own_package("-m", "zoogen", "import", "vectors", "--out", "zoo")
+    assert "2 models, 4 states" in printed
+    assert "1 model: is no record of weights" in printed
+    zoo = zoogen.open(tmp_path / "zoo")
+    last = zoo.select(epochs="last", lr=0.1)
+    assert last.weights().tolist() == [[0.5, -0.25]] * 2
+    assert last.checkpoints["test_acc"].tolist() == [0.75] * 2
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
