@@ -375,7 +375,7 @@ class Selection:
             batch: States per batch.
             target, columns, dtype, normaliser: As in ``dataset``; metadata come as lists and tensors of a batch.
             shuffle: Another order in every epoch, by seed and epoch alone: blocks of neighbouring states (about
-                1 MB) in random order, then states within a buffer. Every state comes once; a batch mixes states from
+                1.3 MB) in random order, then states within a buffer. Every state comes once; a batch mixes states from
                 all blocks of its buffer.
             seed: Of the shuffling.
             buffer: States that are shuffled together; by default those of about 48 MB. Two buffers are in memory.

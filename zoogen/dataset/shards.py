@@ -242,8 +242,8 @@ class _Shard:
         inside = rows[0] >= 0 and rows[-1] < len(self._epochs)
         if not (
             inside
-            and np.array_equal(self._epochs[rows], states.epochs)
-            and np.array_equal(self._models(states.numbers)[rows], states.models)
+            and (self._epochs[rows] == states.epochs).all()
+            and (self._models(states.numbers)[rows] == states.models).all()
         ):
             raise IntegrityError(
                 f"shard {self.reader.folder}: its rows are not those that the zoo's checkpoints.parquet names\n"

@@ -1,8 +1,8 @@
 """In which order a stream takes states, so that shuffled reads stay sequential: a pure function of seed and epoch.
 
-States are dealt in blocks (neighbours in a shard, about 1 MB). An epoch puts the blocks in random order, cuts their row
-into windows (the buffer) and shuffles the states of each window. So a file is read in pieces of a block, a window is
-read once, and any batch of any epoch can be told without those before it.
+States are dealt in blocks (neighbours in a shard, about 1.3 MB). An epoch puts the blocks in random order, cuts their
+row into windows (the buffer) and shuffles the states of each window. So a file is read in pieces of a block, a window
+is read once, and any batch of any epoch can be told without those before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zoogen.core.errors import UserError
 from zoogen.core.streams import permutation, stream_key, subkey
 from zoogen.dataset.shards import States
 
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 5 << 18
 _WINDOW_BYTES = 48 << 20  # of a shuffled stream, which holds two of them
 _PART_BYTES = 8 << 20  # of one in the order of the selection
 _CHUNK_STATES = 16  # rows of a chunk in the file: blocks are whole chunks where they can be
