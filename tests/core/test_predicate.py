@@ -88,6 +88,14 @@ def test_spellings_of_sql_mean_the_same(frame, text, same):
     assert 0 < found.sum() < len(found) or "()" in text
 
 
+def test_a_text_without_quotes_is_told_to_need_them():
+    with pytest.raises(UserError, match=r"unknown name 'relu'; a text stands in quotes: 'relu'"):
+        parse("activation == relu").mask(pd.DataFrame({"activation": ["relu"]}))
+    with pytest.raises(UserError, match="unknown name 'relu'") as told:
+        parse("relu == 'relu'").mask(pd.DataFrame({"activation": ["relu"]}))
+    assert "quotes" not in str(told.value)
+
+
 def test_columns_with_the_names_of_keywords_stand_in_backquotes():
     frame = pd.DataFrame({"is": [1, 2], "And": [3, 4], "a.in": [5, 6], "nan": [7, 8]})
     text = "`is` == 1 and `And` == 3 and a.in == 5 and nan == 7"

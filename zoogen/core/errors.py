@@ -36,9 +36,24 @@ class EnvironmentFault(ZoogenError):
     exit_code = 5
 
 
+_MOST_KNOWN = 24
+
+
 def suggest(wrong: str, known: Iterable[str]) -> str:
-    """``known: a, b. Did you mean 'a'?`` for an unknown name; the second sentence only when one is close."""
+    """``known: a, b. Did you mean 'a'?`` for an unknown name; the second sentence only when one is close.
+
+    A dotted name is close where its end is (``lr`` is the end of ``training.optimizer.lr``). Of very many names those
+    most alike are told.
+    """
     names = sorted(known)
-    text = f"known: {', '.join(names)}" if names else "known: none"
-    close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.6)
+    if not names:
+        return "known: none"
+    whole = {name.rpartition(".")[2]: name for name in reversed(names)} | {name: name for name in names}
+    close = difflib.get_close_matches(str(wrong), whole, n=1, cutoff=0.6)
+    told = names
+    if len(names) > _MOST_KNOWN:
+        alike = difflib.get_close_matches(str(wrong), whole, n=2 * _MOST_KNOWN, cutoff=0.0)
+        told = list(dict.fromkeys(whole[name] for name in alike))[: _MOST_KNOWN // 2]
+    others = f" and {len(names) - len(told)} others" if len(told) < len(names) else ""
+    text = f"known: {', '.join(told)}{others}"
     return f"{text}. Did you mean {close[0]!r}?" if close else text

@@ -41,6 +41,7 @@ _TOKEN = re.compile(
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _KEYWORDS = {"and", "or", "not", "in", "is", *_CONSTANTS}
 _HINTS = {"=": "==", "&": "and", "|": "or", "!": "not", "~": "not"}
+_COMPARED = re.compile(r"[=<>]\s*`?$")
 _NO_NUMBERS = {
     "nan": "a missing value is found with '== null'",
     "inf": "'> 1e308' and '< -1e308' find infinite numbers",
@@ -112,8 +113,9 @@ class Predicate:
         else:
             if hint := _NO_NUMBERS.get(name.name.lower()):
                 raise _error(self.text, name.place, f"{name.name!r} is no value here; {hint}")
-            ends = {c.rpartition(".")[2] for c in columns} if "." not in name.name else set()
-            what = f"unknown name {name.name!r}\n{suggest(name.name, {*columns, *ends})}"
+            # Behind a comparison it is mostly a text without its quotes.
+            text = f"; a text stands in quotes: '{name.name}'" if _COMPARED.search(self.text[: name.place]) else ""
+            what = f"unknown name {name.name!r}{text}\n{suggest(name.name, columns)}"
         raise _error(self.text, name.place, what)
 
 
