@@ -166,12 +166,13 @@ def test_made_up_weights_are_scored_as_a_module_would_be(zoo):
     assert np.array_equal(table["predictions"][1], outputs.argmax(1).numpy())
 
 
-def test_weights_that_are_not_finite_have_no_loss(running_zoos):
+def test_weights_that_are_not_finite_have_neither_loss_nor_accuracy(running_zoos):
     zoo = zoogen.open(running_zoos / "cnn")
     weights = zoo.select(epochs="last").weights()
     weights[1, 3] = np.nan
     found = zoo.evaluate_weights(weights, like=zoo.models["architecture_id"][0])
-    assert found["loss"].isna().tolist() == [False, True, False, False][: len(found)]
+    for name in ("loss", "acc"):
+        assert found[name].isna().tolist() == [False, True, False, False][: len(found)]
 
 
 def test_no_weights_have_no_scores(running_zoos):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 
 import h5py
@@ -95,10 +96,19 @@ def test_trajectories_of_different_lengths_name_the_diverged_models(zoo):
     assert len(diverged), "the blueprint of the small zoo should make some models diverge"
     with pytest.raises(UserError) as error:
         zoo.select().trajectories()
-    assert f"{diverged['model_id'].iloc[0][:12]} diverged in epoch {diverged['diverged_epoch'].iloc[0]}" in str(
-        error.value
+    assert re.search(
+        rf"{diverged['model_id'].iloc[0][:12]} lacks [\d, ]+; "
+        rf"it diverged in epoch {diverged['diverged_epoch'].iloc[0]}",
+        str(error.value),
     )
     assert "status == 'trained'" in str(error.value)
+
+
+def test_trajectories_with_gaps_name_the_epochs_that_the_selection_left_out(zoo):
+    whole = zoo.select("status == 'trained'")
+    model_id = whole.models["model_id"].iloc[0]
+    with pytest.raises(UserError, match=rf"{model_id[:12]} lacks 1, 2\n"):
+        whole.select(f"model_id != '{model_id}' or epoch not in [1, 2]").trajectories()
 
 
 def test_mixed_layouts_have_no_matrix_and_the_error_says_how_to_narrow(mixed_zoo):
@@ -226,3 +236,8 @@ def test_a_table_that_contradicts_the_shards_is_found(small_zoo, tmp_path, chang
     write_parquet(path, [table], table.schema)
     with pytest.raises(IntegrityError):
         zoogen.open(copy).select().weights()
+
+
+def test_a_name_where_a_normaliser_belongs_is_told(zoo):
+    with pytest.raises(UserError, match=r"fit a normaliser first, .* got 'layer'"):
+        zoo.select(epochs=0).weights(normaliser="layer")

@@ -185,7 +185,8 @@ def evaluate_weights(
         states = functional.stack_rows(scorer.layout, {"float32": rows.to(scorer.device, torch.float32)})
         parts.append(scorer(states, len(rows)))
     found = Scores(*map(np.concatenate, zip(*parts, strict=True)))
-    table = pd.DataFrame({"loss": found.loss, "acc": found.acc})
+    # Of outputs that are no numbers the largest is the first class: no accuracy of anything.
+    table = pd.DataFrame({"loss": found.loss, "acc": np.where(np.isfinite(found.loss), found.acc, np.nan)})
     return table.assign(predictions=list(_small(found.predictions, scorer))) if predictions else table
 
 

@@ -146,6 +146,16 @@ def reading(
     Raises:
         UserError: an unknown tensor or type, or a normaliser of another layout.
     """
+    if not layout.parameters:
+        other = ", ".join(sorted({entry.dtype for entry in layout.entries})) or "none"
+        raise UserError(
+            f"these models have no float32 weights (their tensors are {other}), so there is no matrix of them\n"
+            "zoo.state_dict(model_id) gives every tensor in its own type"
+        )
+    if normaliser is not None and not hasattr(normaliser, "check"):
+        raise UserError(
+            f"fit a normaliser first, by selection.normaliser(), and give it; got {normaliser!r:.60}"
+        )
     found = positions(layout, columns)
     width = layout.parameters if found is None else len(found)
     name = _dtype_name(dtype)

@@ -151,13 +151,15 @@ def _ragged(selection: Selection, model_of: np.ndarray, models: np.ndarray, epoc
     counts = np.bincount(model_of, minlength=len(tables.models))[models]
     short = tables.models.take(models[counts < len(epochs)])
     shown = []
-    for row in short.head(5).to_dict("records"):
-        diverged = row["status"] == "diverged"
-        why = f"diverged in epoch {row['diverged_epoch']}" if diverged else f"is {row['status']}"
-        shown.append(f"  {row['model_id'][:12]} {why}")
+    for model, row in short.head(5).iterrows():
+        own = tables.epochs[selection.rows][tables.model_of[selection.rows] == model]
+        lacks = np.setdiff1d(epochs, own)
+        told = ", ".join(map(str, lacks[:5].tolist())) + (", ..." if len(lacks) > 5 else "")
+        why = f"; it diverged in epoch {row['diverged_epoch']}" if row["status"] == "diverged" else ""
+        shown.append(f"  {row['model_id'][:12]} lacks {told}{why}")
     more = f"\n  ... and {len(short) - 5} more" if len(short) > 5 else ""
     some_diverged = (short["status"] == "diverged").any()
-    advice = "\"status == 'trained'\"" if some_diverged else "epochs=[...]"
+    advice = "\"status == 'trained'\"" if some_diverged else "epochs=[...] or 'final.test_acc > ...'"
     return (
         f"trajectories differ in length: {len(short)} of {len(models)} models lack some of the "
         f"{len(epochs)} epochs\n" + "\n".join(shown) + more + f"\nnarrow the selection, e.g. .select({advice}), "

@@ -317,6 +317,7 @@ class Zoo:
         """``evaluate`` for any weights, float [n, P] as ``Selection.weights`` gives them: generated ones, say.
 
         Args:
+            weights: One row per network; where its outputs are not finite, loss and accuracy are not either (NaN).
             like: Id of their architecture, or of a model of it; may be left out where the zoo has one architecture.
                 Tensors that a row does not hold (counters, indices) are those of that model.
         """
