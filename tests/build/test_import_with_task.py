@@ -19,7 +19,7 @@ from zoogen.build.imported_task import Trained, _spread, find_task
 from zoogen.build.importing import import_zoo
 from zoogen.build.pipeline import BuildOptions
 from zoogen.build.sparsify import SparsifyOptions, plan_of, sparsify
-from zoogen.core.errors import UserError
+from zoogen.core.errors import EnvironmentFault, UserError
 from zoogen.core.registry import TASKS
 from zoogen.report.overview import summary
 from zoogen.schedule import SerialExecutor, StopFlag
@@ -161,12 +161,24 @@ def test_a_task_of_other_samples_is_refused(published, tmp_path):
 def test_without_data_nothing_is_compared_and_that_is_said(source, tmp_path, trained):
     place = source / "t2" / "result.json"
     place.write_text(place.read_text().replace('"test_acc": 0.', '"test_acc": 0.0'))
-    told = []
-    done = import_zoo(source, None, tmp_path / "zoo", told.append, Trained(trained.task, None))
-    assert done.check is None
-    assert "the data of its task are not at hand" in told[0]
+    without = Trained(trained.task, None, missing="digits: nothing in /nowhere")
+    done = import_zoo(source, None, tmp_path / "zoo", lambda text: None, without)
+    assert done.check.models == 0
+    assert (
+        "no test accuracy was computed again, so nothing says that this is their task: the data are not at hand "
+        "(digits: nothing in /nowhere)"
+    ) in str(done)
     (task,) = zoogen.open(done.path).manifest["tasks"].values()
     assert "fingerprint" not in task
+
+
+def test_a_folder_that_is_named_for_the_data_must_have_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("ZOOGEN_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("ZOOGEN_CACHE", str(tmp_path / "cache"))
+    assert find_task("mnist", None, False).data is None
+    assert str(tmp_path / "nowhere") in find_task("mnist", None, False).missing
+    with pytest.raises(EnvironmentFault, match="elsewhere"):
+        find_task("mnist", tmp_path / "elsewhere", False)
 
 
 def test_data_that_come_later_are_recorded_then(published, trained, tmp_path):

@@ -40,11 +40,13 @@ class Trained:
         task: The registered entry.
         data: Loaded, or None where the files are not at hand.
         settings: ``training.*`` that a blueprint says of all its models; they stand in where a record says nothing.
+        missing: What of the data is not at hand, and where it was looked for.
     """
 
     task: Any
     data: TaskData | None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    missing: str = ""
 
     @property
     def task_id(self) -> str:
@@ -58,15 +60,16 @@ class Trained:
 
 @dataclass(frozen=True)
 class Check:
-    """Accuracies computed again: of how many models and states, and how far off the worst was."""
+    """Accuracies computed again: of how many models and states, and how far off the worst was; or why of none."""
 
-    models: int
-    states: int
-    difference: float
+    models: int = 0
+    states: int = 0
+    difference: float = 0.0
+    reason: str = ""
 
     def __str__(self) -> str:
         if not self.models:
-            return "no test accuracy was computed again: no model of a known network has one between 0 and 1 on record"
+            return f"no test accuracy was computed again, so nothing says that this is their task: {self.reason}"
         of = f"{self.states} {'state' if self.states == 1 else 'states'} of {self.models} models"
         return f"test accuracy of {of} computed again: as recorded, within {self.difference:.4f}"
 
@@ -77,16 +80,16 @@ def find_task(named: str, data: Path | None, download: bool) -> Trained:
     Raises:
         UserError: there is no such task; or the blueprint has several.
         BlueprintError: the blueprint is wrong.
-        EnvironmentFault: data are to be downloaded and cannot be.
+        EnvironmentFault: data that are to be downloaded, or that a folder was named for, are not there.
         IntegrityError: data files are damaged.
     """
     task, settings = _of_blueprint(Path(named)) if named.endswith(_BLUEPRINTS) else (_by_name(named), {})
     try:
         return Trained(task, task.load(data_root(data), cache_root(), download=download), settings)
-    except EnvironmentFault:
-        if download:
+    except EnvironmentFault as error:
+        if download or data is not None:
             raise
-        return Trained(task, None, settings)
+        return Trained(task, None, settings, str(error).splitlines()[0])
 
 
 def with_settings(model: SourceModel, trained: Trained) -> SourceModel:
@@ -98,8 +101,8 @@ def with_settings(model: SourceModel, trained: Trained) -> SourceModel:
     return replace(model, settings={**model.settings, **open_ones, "task.name": trained.task.registered_name})
 
 
-def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceModel]) -> Check | None:
-    """Compute the test accuracy of some models again, and hold it against their records; None: no data are at hand.
+def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceModel]) -> Check:
+    """Compute the test accuracy of some models again, and hold it against their records.
 
     Up to eight models, evenly spread over those whose network is known, two states of each: the last one with a test
     accuracy, and the one where it changes most, which tells whether the records belong to these epochs.
@@ -111,8 +114,10 @@ def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceMo
     for model in models:
         if model.network is not None:
             _check_fits(trained.task, model, model.network)
-    if trained.data is None or not trained.data.size("test"):
-        return None
+    if trained.data is None:
+        return Check(reason=f"the data are not at hand ({trained.missing})")
+    if not trained.data.size("test"):
+        return Check(reason="the task has no test samples")
     found: list[tuple[float, str, int, float]] = []
     checked = 0
     for model, network, told in _recorded(source, models):
@@ -126,7 +131,7 @@ def check_accuracies(trained: Trained, source: Source, models: Sequence[SourceMo
         found += own
         checked += bool(own)
     if not found:
-        return Check(0, 0, 0.0)
+        return Check(reason="no model of a known network has a test accuracy between 0 and 1 on record")
     difference, key, epoch, told_then = max(found)
     if difference > ACCURACY_WITHIN:
         off = len({key for difference, key, *_ in found if difference > ACCURACY_WITHIN})

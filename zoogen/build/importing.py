@@ -58,7 +58,7 @@ class Imported:
         path: Of the zoo.
         models, states: Stored.
         diverged: Models whose last checkpoints were not finite.
-        check: Accuracies that were computed again, where the task's data are at hand.
+        check: Accuracies that were computed again, where a task was named.
         skipped: What was left out, of all runs, and why.
     """
 
@@ -121,8 +121,6 @@ def import_zoo(
         check = None
         if trained is not None:
             check = check_accuracies(trained, source, models)
-            if trained.data is None:
-                tell("the data of its task are not at hand (--data DIR): recorded accuracies are not checked")
         with _locked(out) as folder:
             ids = {m.key: import_id(source.registered_name, m) for m in models}
             run = _Import(folder, source, models, ids, skipped, tell, trained)

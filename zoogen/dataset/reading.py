@@ -153,9 +153,7 @@ def reading(
             "zoo.state_dict(model_id) gives every tensor in its own type"
         )
     if normaliser is not None and not hasattr(normaliser, "check"):
-        raise UserError(
-            f"fit a normaliser first, by selection.normaliser(), and give it; got {normaliser!r:.60}"
-        )
+        raise UserError(f"fit a normaliser first, by selection.normaliser(), and give it; got {normaliser!r:.60}")
     found = positions(layout, columns)
     width = layout.parameters if found is None else len(found)
     name = _dtype_name(dtype)
