@@ -62,7 +62,7 @@ def test_a_build_killed_in_training_sealing_and_renaming_ends_in_the_bytes_of_an
 def test_a_stopped_build_exits_3_at_once_and_goes_on_after_its_last_epoch(tmp_path, command, several_shards, number):
     blueprint = write_blueprint(tmp_path / "a.yaml", {"training.epochs": 4})
     zoo, undisturbed = tmp_path / "zoo", tmp_path / "undisturbed"
-    run = command("build", blueprint, "-o", zoo, "--executor", "serial", slow=0.5, shard_bytes=SHARD_BYTES)
+    run = command("build", blueprint, "-o", zoo, "--executor", "serial", slow=0.3, shard_bytes=SHARD_BYTES)
     run.reach("train", 4)
     os.kill(run.process.pid, number)
     assert run.wait() == 3, run.output

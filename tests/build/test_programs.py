@@ -8,6 +8,7 @@ import signal
 import build_runs
 import pytest
 from build_runs import Recorder, build, everything, leftovers, rows, shards, write_blueprint
+from fault_points import Point
 
 import zoogen
 from zoogen.build import programs
@@ -258,9 +259,9 @@ def test_a_population_killed_in_training_and_saving_ends_in_the_bytes_of_an_undi
     zoo, undisturbed = tmp_path / "zoo", tmp_path / "undisturbed"
     options = ("-o", zoo, "--executor", "serial", "--trainer", "population", "--kernel", "engine=native")
     build(blueprint, undisturbed, wish=Wish("population", {"engine": "native"}))
-    for phase, count in (("train", 12), ("save", 3), ("rename", 1)):
-        run = command("build", blueprint, *options, slow=0.3)
-        run.reach(phase, count)
+    for hold in (Point("train", 12, ""), Point("save", 3, ""), Point("rename", 1, "before")):
+        run = command("build", blueprint, *options, hold=hold)
+        run.reach_hold(hold)
         run.process.kill()
         assert run.wait() == -signal.SIGKILL
         assert not verify(zoo).damaged

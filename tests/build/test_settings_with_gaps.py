@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -96,7 +97,7 @@ def test_learning_and_looking_take_a_boolean_with_gaps(zoo):
 
 def test_a_zoo_whose_plan_has_it_as_text_is_extended(zoo, tmp_path):
     """As zoogen wrote such columns before."""
-    old = build_zoo(tmp_path, BLUEPRINT)
+    old = shutil.copytree(zoo.path, tmp_path / "zoo")
     for name in ("plan.parquet", "models.parquet"):
         table = read_parquet(old / name)
         place = table.schema.get_field_index(NESTEROV)
