@@ -157,7 +157,7 @@ def test_the_commands_say_what_the_page_says(outputs):
     (listed,) = (told for command, told in outputs.items() if "repos.txt" in command)
     assert "1 model: is not beside the list" in listed
     for told in (told for command, told in outputs.items() if "--task" in command):
-        assert "recorded accuracies are not checked" in told
+        assert "no test accuracy was computed again" in told
 
 
 def test_every_kind_of_source_stands_in_the_table():

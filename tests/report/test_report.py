@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 import zoogen
@@ -14,6 +16,7 @@ from zoogen.core.errors import UserError
 from zoogen.report import card, summary, trajectories_picture
 from zoogen.report.levels import explained, levels, titles
 from zoogen.report.picture import _palette, choose_factors
+from zoogen.store.tables import read_parquet, write_parquet
 
 
 @pytest.fixture
@@ -48,6 +51,17 @@ def test_the_text_fits_100_columns_and_the_json_is_strict(zoo, small_zoo, tmp_pa
     (copy / "checkpoints.parquet").unlink()  # as while the first build runs, before its first shard
     shutil.rmtree(copy / "shards")
     assert "none yet" in str(summary(zoogen.open(copy)))
+
+
+def test_the_text_tells_models_with_scores_from_those_that_are_only_planned(zoo, small_zoo, tmp_path):
+    path = shutil.copytree(small_zoo, tmp_path / "part") / "models.parquet"
+    table = read_parquet(path)
+    scores = [None if i < 5 else value for i, value in enumerate(table["test_acc"].to_pylist())]
+    place = table.schema.get_field_index("test_acc")
+    table = table.set_column(place, table.schema.field(place), pa.array(scores, table["test_acc"].type))
+    write_parquet(path, [table], table.schema)
+    assert re.search(r"^all models +7 of 12 ", str(summary(zoogen.open(path.parent))), re.MULTILINE)
+    assert re.search(r"^all models +12 ", str(summary(zoo)), re.MULTILINE)
 
 
 def test_the_card_holds_the_blueprint_and_its_example_runs(zoo, small_zoo, monkeypatch):

@@ -25,9 +25,16 @@ _STATUSES = ("trained", "diverged", "failed", "planned")
 
 @dataclass(frozen=True)
 class Score:
-    """Final test accuracy of some models: how many are planned, and median and range of those that have one."""
+    """Final test accuracy of some models.
+
+    Attributes:
+        models: How many are planned.
+        scored: How many of these have one.
+        median, min, max: Of these.
+    """
 
     models: int
+    scored: int
     median: float | None
     min: float | None
     max: float | None
@@ -173,8 +180,8 @@ def _by_value(column: pd.Series, score: np.ndarray) -> dict[str, Score]:
 def _score(score: np.ndarray) -> Score:
     known = score[np.isfinite(score)]
     if not len(known):
-        return Score(len(score), None, None, None)
-    return Score(len(score), float(np.median(known)), float(known.min()), float(known.max()))
+        return Score(len(score), 0, None, None, None)
+    return Score(len(score), len(known), float(np.median(known)), float(known.min()), float(known.max()))
 
 
 def _head(found: Summary) -> list[str]:
@@ -219,4 +226,5 @@ def _line(label: str, score: Score) -> str:
         f"{value:9.3f}" if value is not None and isfinite(value) else f"{'-':>9}"
         for value in (score.median, score.min, score.max)
     )
-    return f"{label:<64}{score.models:>9,}{numbers}"
+    counted = f"{score.models:,}" if score.scored == score.models else f"{score.scored:,} of {score.models:,}"
+    return f"{label:<{73 - max(9, len(counted))}}{counted:>9}{numbers}"
