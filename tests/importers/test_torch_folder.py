@@ -93,6 +93,36 @@ def test_what_the_table_does_not_say_is_not_guessed(table, column):
             assert column in model.notes[0]
 
 
+def test_all_that_the_table_does_not_say_is_told_at_once(table):
+    folder, rows = table
+    left_out = ["architecture.hidden", "architecture.dropout", "architecture.init", "input_shape", "outputs"]
+    WRITERS["csv"](rows.drop(columns=left_out), folder)
+    told = "its record has no architecture.dropout, architecture.hidden, input_shape, outputs"
+    with open_source(folder) as source:
+        assert [m.notes for m in source.models()] == [(f"is imported without code: {told}",)] * 2
+
+
+def test_how_weights_began_need_not_be_recorded(table):
+    folder, rows = table
+    WRITERS["csv"](rows.drop(columns="architecture.init"), folder)
+    with open_source(folder) as source:
+        first, second = source.models()
+    assert first.network.architecture == ARCHITECTURES.make("mlp", {"hidden": (6,), "activation": "relu"})
+    assert "architecture.init" not in first.settings
+    assert first.layout == second.layout
+
+
+def test_a_zoo_of_which_some_models_say_how_they_began_is_built(table, tmp_path):
+    folder, rows = table
+    rows.loc[rows["model"] == "m1", "architecture.init"] = None
+    WRITERS["csv"](rows, folder)
+    zoo = zoogen.open(import_zoo(folder, None, tmp_path / "out", lambda _: None).path)
+    assert "architecture.init" in zoo.models.columns
+    for model_id in zoo.models["model_id"]:
+        found, stored = zoo.module(model_id).state_dict(), zoo.state_dict(model_id)
+        assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
+
+
 def test_an_architecture_that_would_run_code_is_not_taken_from_a_table(table):
     folder, rows = table
     rows["architecture.name"] = "import"

@@ -76,8 +76,16 @@ def import_plan(
         **kin_columns(models, kin),
     }
     names, _ = setting_columns(models)
-    columns |= {name: _column([m.settings.get(name) for m in models]) for name in names}
+    columns |= {name: _column([_setting(m, name) for m in models]) for name in names}
     return pd.DataFrame(columns)
+
+
+def _setting(model: SourceModel, name: str) -> Any:
+    """A setting; what a network is built with stands in its row also where only other models have recorded it."""
+    value, argument = model.settings.get(name), name.removeprefix("architecture.")
+    if value is None and model.network is not None and argument in model.network.architecture.per_model:
+        return getattr(model.network.architecture, argument)
+    return value
 
 
 def setting_columns(models: Sequence[SourceModel]) -> tuple[list[str], int]:
