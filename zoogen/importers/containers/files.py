@@ -67,11 +67,11 @@ def open_files(path: Path, limits: Limits | None = None) -> Files:
     A ``.pt``, ``.pth`` or ``.safetensors`` is one file, though some of them are zips inside.
 
     Raises:
-        UserError: there is nothing at ``path``, or it is none of these.
+        UserError: there is nothing at ``path``, it is empty, or it is none of these.
         IntegrityError: a member would leave the folder, is a link or a device, stands twice, or inflates beyond all
-            measure.
+            measure; or a zip has no end.
     """
-    from zoogen.importers.containers.archives import TarFiles, ZipFiles, is_tar, is_zip
+    from zoogen.importers.containers.archives import ZIP_BEGINS, TarFiles, ZipFiles, cut_off, is_tar, is_zip
 
     limits = limits or Limits()
     if path.is_dir():
@@ -84,6 +84,12 @@ def open_files(path: Path, limits: Limits | None = None) -> Files:
         return TarFiles(path, limits)
     if is_zip(path):
         return ZipFiles(path, limits)
+    with path.open("rb") as file:
+        begins = file.read(len(ZIP_BEGINS))
+    if begins == ZIP_BEGINS:
+        raise cut_off(path)
+    if not begins:
+        raise UserError(f"{path} is empty\nget the file from its source")
     raise UserError(f"{path} is neither a folder nor a zip or tar archive that can be read")
 
 
