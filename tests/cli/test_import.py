@@ -70,6 +70,22 @@ def test_a_zoo_is_no_source(zoogen, small_zoo, tmp_path, form, kind):
     assert not (tmp_path / "out").exists()
 
 
+def test_archives_in_a_folder_are_named(zoogen, published, tmp_path):
+    """Nothing is imported where they are all there is; beside models they are told and recorded."""
+    folder = tmp_path / "downloads"
+    shutil.make_archive(str(folder / "b"), "zip", published.parent, published.name)
+    shutil.make_archive(str(folder / "a"), "gztar", published.parent, published.name)
+    for kind in ((), ("--from", "ray-tune")):
+        code, _, err = zoogen("import", folder, *kind, "--out", tmp_path / "zoo")
+        assert code == 2
+        assert f"it holds a.tar.gz, b.zip; give that: zoogen import {folder / 'a.tar.gz'}" in err
+    shutil.copytree(published, folder / published.name)
+    code, told, err = zoogen("import", folder, "--out", tmp_path / "zoo")
+    assert code == 0, err
+    assert "2 archives: is not read in a folder; import it by itself" in told
+    assert '"key": "b.zip"' in (tmp_path / "zoo/logs/import.jsonl").read_text()
+
+
 def test_help_names_every_kind_and_loads_nothing_heavy():
     from zoogen.importers.source import SOURCES
 

@@ -31,7 +31,7 @@ from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError, UserError, ZoogenError
 from zoogen.dataset import open_zoo
-from zoogen.importers.containers.files import Files
+from zoogen.importers.containers.files import Files, archives_in, named_archives
 from zoogen.importers.opening import open_source
 from zoogen.importers.relatives import Kin
 from zoogen.importers.source import Skipped, Source, SourceModel
@@ -116,8 +116,10 @@ def import_zoo(
     input_shape = None if trained is None else tuple(trained.task.input_shape)
     with open_source(path, kind, input_shape) as source, _blamed(path, source.registered_name):
         models, skipped = _listed(path, source)
+        archives = archives_in(path, source.files)
         if not models:
-            _refuse_nothing(path, skipped)
+            _refuse_nothing(path, skipped, archives)
+        skipped += [Skipped(name, None, "is not read in a folder; import it by itself", "archive") for name in archives]
         check = None
         if trained is not None:
             check = check_accuracies(trained, source, models)
@@ -345,6 +347,7 @@ def _write_log(path: Path, run: _Import, skipped: Sequence[Skipped]) -> None:
     write_file(_log(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
+def _refuse_nothing(path: Path, skipped: Sequence[Skipped], archives: Sequence[str] = ()) -> None:
     told = "".join(f"\n  {s.key}: {s.reason}" for s in skipped[:5])
+    told += f"\n{named_archives(path, archives)}" if archives else ""
     raise UserError(f"{path} holds no model that can be imported{told or ': there is nothing of that kind in it'}")
