@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from zoogen.importers.source import Skipped
@@ -10,6 +11,8 @@ _APART = 3
 """Up to so many different reasons of one kind have a line each."""
 
 _LONGEST = 200
+_BEGIN, _END = 8, 28
+_PATH = re.compile(r"'[^']{40,}'|\S{40,}")
 
 
 def counted(count: int, what: str) -> str:
@@ -38,5 +41,8 @@ def summed_up(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _short(reason: str) -> str:
+    """The first line of a reason; where that is long, with its paths cut, and only then itself."""
     first, *rest = reason.splitlines() or [""]
+    if len(first) > _LONGEST:
+        first = _PATH.sub(lambda found: f"{found[0][:_BEGIN]}...{found[0][-_END:]}", first)
     return first if len(first) <= _LONGEST and not rest else f"{first[: _LONGEST - 4].rstrip()} ..."
