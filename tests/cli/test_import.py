@@ -87,6 +87,7 @@ def test_archives_in_a_folder_are_named(zoogen, published, tmp_path):
 
 
 def test_help_names_every_kind_and_loads_nothing_heavy():
+    from zoogen.cli.importing import EXAMPLES, KINDS, import_
     from zoogen.importers.source import SOURCES
 
     probe = "import sys\nfrom zoogen.cli import main\nsys.argv = ['zoogen', *sys.argv[1:]]\n"
@@ -98,6 +99,12 @@ def test_help_names_every_kind_and_loads_nothing_heavy():
         assert not shown[arguments][1] & {"torch", "pandas", "h5py", "ray", "pyarrow"}
     assert f"Layout of SOURCE: {', '.join(SOURCES.names())}. [default: recognised]" in shown["import", "--help"][0]
     assert "zoogen.importers" not in done.stderr.split()
+    for kind in SOURCES.names():
+        assert f" {kind} {KINDS[kind]}" in shown["import", "--help"][0]
+    for line in EXAMPLES:
+        assert line in shown["import", "--help"][0]
+        import_.make_context("import", line.split()[2:])
+    assert "..." not in shown["--help",][0].partition("Commands:")[2]
 
 
 def test_without_out_nothing_is_read(zoogen, published):

@@ -11,7 +11,7 @@ from zoogen.cli.options import json_option, zoo_argument
 from zoogen.cli.terminal import tell
 
 
-@click.command()
+@click.command(short_help="Show how far the build of a zoo is.")
 @zoo_argument
 @json_option
 def status(zoo: Path, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from zoogen.core.errors import Incomplete, IntegrityError
 _MAKERS = "`zoogen build` (of twins: `zoogen sparsify`; of an imported zoo: `zoogen import`)"
 
 
-@click.command()
+@click.command(short_help="Prove that a zoo is complete and undamaged.")
 @zoo_argument
 @click.option("--quick", is_flag=True, help="Check sizes, structure and completeness, but read no weights.")
 @click.option("--move-damaged", is_flag=True, help="Move damaged shards aside, so that the next build makes them anew.")
