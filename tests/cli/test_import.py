@@ -35,8 +35,11 @@ def test_an_import_says_what_came_and_what_did_not_and_every_command_takes_it(zo
     assert code == 0
     assert "cnn-s with 2,464 parameters (2 models)" in told
     assert "Imported from mnist.zip (ray-tune)" in told
-    code, again, _ = zoogen("import", archive, "--out", out)  # the kind is recognised
+    assert notes.splitlines()[0] == "ray-tune: 2 models"
+    assert "complete already" not in notes
+    code, again, notes = zoogen("import", archive, "--out", out)  # the kind is recognised
     assert (code, again.splitlines()[0]) == (0, f"{out}: 2 models, 4 states")
+    assert notes.splitlines() == ["ray-tune: 2 models", f"{out}: complete already"]
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ def import_zoo(
         archives = archives_in(path, source.files)
         if not models:
             _refuse_nothing(path, skipped, archives)
+        tell(f"{source.registered_name}: {counted(len(models), 'model')}")
         skipped += [Skipped(name, None, "is not read in a folder; import it by itself", "archive") for name in archives]
         check = None
         if trained is not None:
@@ -166,6 +167,8 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     if rare := setting_columns(run.models)[1]:
         run.tell(f"{counted(rare, 'setting')} of fewest models: no columns of their own, only in source.record")
     run.outcomes = {u.unit_id: o for u in units if (o := _stored_outcome(folder, u)) is not None}
+    if len(run.outcomes) == len(units):
+        run.tell(f"{folder.path}: complete already")
     others = {r.cohort_id: r for r in folder.read_cohorts()}
     _write_plan(run, units, others)
     token = folder.new_token()
