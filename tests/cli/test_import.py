@@ -30,7 +30,7 @@ def test_an_import_says_what_came_and_what_did_not_and_every_command_takes_it(zo
     assert f"{out}: 2 models, 4 states" in told
     assert "1 model: has no checkpoints" in told
     assert "unit 1 of 1: 2 models, 4 states" in notes
-    assert zoogen("verify", out)[:2] == (0, f"{out}: complete; 2 models, 4 states in 1 shards, every digest is right\n")
+    assert zoogen("verify", out)[:2] == (0, f"{out}: complete; 2 models, 4 states in 1 shard, every digest is right\n")
     code, told, _ = zoogen("info", out)
     assert code == 0
     assert "cnn-s with 2,464 parameters (2 models)" in told

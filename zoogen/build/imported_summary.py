@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from zoogen.core.words import counted
 from zoogen.importers.source import Skipped
 
 _APART = 3
@@ -13,10 +14,6 @@ _APART = 3
 _LONGEST = 200
 _BEGIN, _END = 8, 28
 _PATH = re.compile(r"'[^']{40,}'|\S{40,}")
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def summed_up(skipped: Sequence[Skipped]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoogen.build.imported_kin import Root, find_kin, roots_of
-from zoogen.build.imported_summary import counted, summed_up
+from zoogen.build.imported_summary import summed_up
 from zoogen.build.imported_table import (
     VERSION,
     described,
@@ -30,6 +30,7 @@ from zoogen.build.imported_task import Check, Trained, check_accuracies, with_se
 from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_unit, units_of
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError, UserError, ZoogenError
+from zoogen.core.words import counted
 from zoogen.dataset import open_zoo
 from zoogen.importers.containers.files import Files, archives_in, named_archives
 from zoogen.importers.opening import open_source
@@ -213,7 +214,7 @@ def _seal_units(run: _Import, units: Sequence[Unit], others: dict[str, CohortRec
             write_file(_place(run.folder, unit), outcome.to_bytes())
             run.outcomes[unit.unit_id] = outcome
             states = sum(len(r.model_ids) * len(r.checkpoint_epochs) for r in outcome.records)
-            run.tell(f"unit {number} of {len(units)}: {len(unit.models)} models, {states:,} states")
+            run.tell(f"unit {number} of {len(units)}: {counted(len(unit.models), 'model')}, {counted(states, 'state')}")
         dead |= outcome.diverged
         last |= {m: r.checkpoint_epochs[-1] for r in outcome.records for m in r.model_ids}
 

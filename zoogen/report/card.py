@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoogen.core.words import in_bytes
+from zoogen.core.words import counted, in_bytes
 from zoogen.report.overview import Score, Summary, summary
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _counts(found: Summary) -> str:
     rows.append(("states", f"{found.states:,} at {count} epochs from {first} to {last}" if count else "none yet"))
     rows.append(("model split", ", ".join(f"{n:,} {side}" for side, n in found.split.items())))
     rows += [
-        ("architecture", f"`{a['name']}`, {a['parameters']:,} parameters ({a['models']:,} models)")
+        ("architecture", f"`{a['name']}`, {a['parameters']:,} parameters ({counted(a['models'], 'model')})")
         for a in found.architectures
     ]
     for task in found.tasks:
