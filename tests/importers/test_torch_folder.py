@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from decimal import Decimal
 
 import pandas as pd
@@ -17,6 +18,7 @@ from zoogen.core.modules import build_model
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.opening import open_source
 from zoogen.importers.source import Skipped
+from zoogen.report import trajectories_picture
 
 
 @pytest.fixture
@@ -121,6 +123,25 @@ def test_a_zoo_of_which_some_models_say_how_they_began_is_built(table, tmp_path)
     for model_id in zoo.models["model_id"]:
         found, stored = zoo.module(model_id).state_dict(), zoo.state_dict(model_id)
         assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("known", ["both", "second", "none"])
+def test_the_card_shows_only_what_works_on_the_zoo(table, tmp_path, monkeypatch, known):
+    folder, rows = table
+    if known == "none":
+        rows = rows.drop(columns=["architecture.name", "test_acc"])
+    elif known == "second":
+        rows.loc[rows["model"] == "m0", "outputs"] = 7  # not what its tensors have
+    WRITERS["csv"](rows, folder)
+    zoo = zoogen.open(import_zoo(folder, None, tmp_path / "out", lambda _: None).path)
+    card = (zoo.path / "README.md").read_text()
+    assert ("zoo.module(" in card, "test_acc >" in card) == (known != "none", known != "none")
+    assert "splits/" not in card
+    monkeypatch.chdir(zoo.path)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    if known == "none":
+        with pytest.raises(UserError, match=r"no stored test accuracies to draw; the records it was imported with"):
+            trajectories_picture(zoo, tmp_path / "picture.png")
 
 
 def test_an_architecture_that_would_run_code_is_not_taken_from_a_table(table):
