@@ -307,10 +307,38 @@ def test_models_whose_record_says_too_little_are_named(source, trained, tmp_path
     del settings["training::batchsize"]
     (source / "t2" / "params.json").write_text(json.dumps(settings))
     zoo = import_zoo(source, None, tmp_path / "zoo", lambda text: None, trained).path
-    with pytest.raises(UserError, match=r"1 of the 3 chosen models .* its record names no batch size"):
+    told = r"1 of the 3 chosen models .* its record names no batch size\nchoose others with --where$"
+    with pytest.raises(UserError, match=told):
         plan_of(twins_of(zoo, tmp_path / "twins"))
     plan, _ = plan_of(twins_of(zoo, tmp_path / "twins", "parents.where=seed != 2"))
     assert len(plan) == 4
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason", "remedy"),
+    [
+        (
+            ("training::batchsize",),
+            "its record names no batch size",
+            "import again with --task BLUEPRINT.yaml that has training.batch_size",
+        ),
+        (
+            ("training::batchsize", "optim::optimizer"),
+            "its record names no batch size and no optimizer",
+            "import again with --task BLUEPRINT.yaml that has training.batch_size and training.optimizer",
+        ),
+        (("optim::lr",), "its record names no lr", "import again with training.optimizer.lr in its records"),
+        (("model::nlin",), "its network is none of ours", "import again with architecture.* in its records, where"),
+    ],
+)
+def test_where_no_model_can_be_trained_on_it_is_said_what_helps(source, trained, tmp_path, gone, reason, remedy):
+    for name, settings in KINDS.items():
+        told = {key: value for key, value in settings.items() if key not in gone}
+        (source / name / "params.json").write_text(json.dumps(told))
+    zoo = import_zoo(source, None, tmp_path / "zoo", lambda text: None, Trained(trained.task, None)).path
+    told = rf"3 of the 3 chosen models .*: {re.escape(reason)}[^\n]*\n{re.escape(remedy)}[^\n]*$"
+    with pytest.raises(UserError, match=told):
+        plan_of(twins_of(zoo, tmp_path / "twins"))
 
 
 @pytest.mark.parametrize(

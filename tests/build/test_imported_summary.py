@@ -1,5 +1,7 @@
 """What an import left out, summed up: how many, and why."""
 
+import pytest
+
 from zoogen.build.imported_summary import summed_up
 from zoogen.importers.source import Skipped
 
@@ -25,6 +27,16 @@ def test_every_reason_of_few_is_told_whole_and_counted():
 def test_of_many_reasons_of_a_kind_the_first_one_is_told():
     skipped = [Skipped(f"m{i}", 0, f"is not a state dict: byte {i} is odd") for i in range(5)]
     assert summed_up(skipped) == ["5 checkpoints: is not a state dict: byte 0 is odd; this is the first of them"]
+
+
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_of_a_long_path_in_a_reason_its_middle_is_left_out(quote):
+    path = f"{quote}zoos/{'seed_' * 60}/checkpoint_000050/checkpoints{quote}"
+    why = "is damaged (Bad CRC-32 for file); get the archive from its source, or leave it out"
+    (line,) = summed_up([Skipped("m", 50, f"mnist.zip: member {path} {why}")])
+    assert len(line) < 220
+    assert line.startswith(f"1 checkpoint: mnist.zip: member {quote}zoos/")
+    assert line.endswith(f"_000050/checkpoints{quote} {why}")
 
 
 def test_a_long_reason_is_cut():

@@ -30,13 +30,16 @@ def test_an_import_says_what_came_and_what_did_not_and_every_command_takes_it(zo
     assert f"{out}: 2 models, 4 states" in told
     assert "1 model: has no checkpoints" in told
     assert "unit 1 of 1: 2 models, 4 states" in notes
-    assert zoogen("verify", out)[:2] == (0, f"{out}: complete; 2 models, 4 states in 1 shards, every digest is right\n")
+    assert zoogen("verify", out)[:2] == (0, f"{out}: complete; 2 models, 4 states in 1 shard, every digest is right\n")
     code, told, _ = zoogen("info", out)
     assert code == 0
     assert "cnn-s with 2,464 parameters (2 models)" in told
     assert "Imported from mnist.zip (ray-tune)" in told
-    code, again, _ = zoogen("import", archive, "--out", out)  # the kind is recognised
+    assert notes.splitlines()[0] == "ray-tune: 2 models"
+    assert "complete already" not in notes
+    code, again, notes = zoogen("import", archive, "--out", out)  # the kind is recognised
     assert (code, again.splitlines()[0]) == (0, f"{out}: 2 models, 4 states")
+    assert notes.splitlines() == ["ray-tune: 2 models", f"{out}: complete already"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +73,24 @@ def test_a_zoo_is_no_source(zoogen, small_zoo, tmp_path, form, kind):
     assert not (tmp_path / "out").exists()
 
 
+def test_archives_in_a_folder_are_named(zoogen, published, tmp_path):
+    """Nothing is imported where they are all there is; beside models they are told and recorded."""
+    folder = tmp_path / "downloads"
+    shutil.make_archive(str(folder / "b"), "zip", published.parent, published.name)
+    shutil.make_archive(str(folder / "a"), "gztar", published.parent, published.name)
+    for kind in ((), ("--from", "ray-tune")):
+        code, _, err = zoogen("import", folder, *kind, "--out", tmp_path / "zoo")
+        assert code == 2
+        assert f"it holds a.tar.gz, b.zip; give that: zoogen import {folder / 'a.tar.gz'}" in err
+    shutil.copytree(published, folder / published.name)
+    code, told, err = zoogen("import", folder, "--out", tmp_path / "zoo")
+    assert code == 0, err
+    assert "2 archives: is not read in a folder; import it by itself" in told
+    assert '"key": "b.zip"' in (tmp_path / "zoo/logs/import.jsonl").read_text()
+
+
 def test_help_names_every_kind_and_loads_nothing_heavy():
+    from zoogen.cli.importing import EXAMPLES, KINDS, import_
     from zoogen.importers.source import SOURCES
 
     probe = "import sys\nfrom zoogen.cli import main\nsys.argv = ['zoogen', *sys.argv[1:]]\n"
@@ -82,6 +102,12 @@ def test_help_names_every_kind_and_loads_nothing_heavy():
         assert not shown[arguments][1] & {"torch", "pandas", "h5py", "ray", "pyarrow"}
     assert f"Layout of SOURCE: {', '.join(SOURCES.names())}. [default: recognised]" in shown["import", "--help"][0]
     assert "zoogen.importers" not in done.stderr.split()
+    for kind in SOURCES.names():
+        assert f" {kind} {KINDS[kind]}" in shown["import", "--help"][0]
+    for line in EXAMPLES:
+        assert line in shown["import", "--help"][0]
+        import_.make_context("import", line.split()[2:])
+    assert "..." not in shown["--help",][0].partition("Commands:")[2]
 
 
 def test_without_out_nothing_is_read(zoogen, published):

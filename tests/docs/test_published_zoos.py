@@ -22,6 +22,9 @@ from published_repositories import COMMIT, cache, convolutions, write_model
 from published_zoos import Published, config, write_trial
 
 import zoogen
+import zoogen.core.modules
+from zoogen.build.importing import import_zoo
+from zoogen.core.registry import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/published-zoos.md"
@@ -149,6 +152,24 @@ def test_a_list_of_checkpoints_by_column_becomes_a_table_of_files(home, outputs)
     told = zoo.models.set_index("source.key")["split"].astype(str).to_dict()
     assert told == {"zoo/trial_4": "train", "zoo/trial_6": "test"}
     assert zoo.checkpoints.sort_values("epoch")["test_acc"].tolist() == [0.1, 0.1, 0.2, 0.2]
+
+
+def test_a_table_of_networks_with_the_tensors_of_the_page_is_built(tmp_path):
+    """Zeros of the listed names and shapes, a file per row of the example."""
+    table = re.search(r"```text\n(file,architecture.name.*?)```", TEXT, re.DOTALL)[1]
+    (tmp_path / "table.csv").write_text(table)
+    for file, name in (("mlp.pt", "mlp"), ("cnn.pt", "cnn-s")):
+        (row,) = re.findall(rf"^\| network `{name}`.*? \| (`fc1|`conv1)(.*) \|$", TEXT, re.MULTILINE)
+        listed = re.findall(r"`([a-z0-9]+\.(?:weight|bias))` (\d+(?:x\d+)*)", "".join(row))
+        tensors = {tensor: torch.zeros([int(n) for n in shape.split("x")]) for tensor, shape in listed}
+        torch.save(tensors, tmp_path / file)
+    zoo = zoogen.open(import_zoo(tmp_path, "torch", tmp_path / "zoo", lambda _: None).path)
+    models = zoo.models.set_index("architecture.name")["model_id"]
+    for name in ("mlp", "cnn-s"):
+        assert zoo.module(models[name])(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    code = re.search(r"^Others: `(.*)` lists", TEXT, re.MULTILINE)[1]
+    entries = eval(code, {"zoogen": zoogen, "ARCHITECTURES": ARCHITECTURES})
+    assert "conv1.weight" in [entry.name for entry in entries]
 
 
 def test_the_commands_say_what_the_page_says(outputs):

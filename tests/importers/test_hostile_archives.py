@@ -359,13 +359,36 @@ def test_links_of_a_folder_may_stay_in_it_but_not_leave_it(tmp_path):
         open_files(tmp_path / "zoo")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello" * 200, b"PK\x03\x04 no zip"])
+@pytest.mark.parametrize("content", [b"hello", b"hello" * 200, b" PK\x03\x04 no zip"])
 def test_what_is_no_archive_is_told(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UserError, match="neither a folder nor a zip or tar"):
         open_files(tmp_path / "file")
     with pytest.raises(UserError, match="there is no folder or archive"):
         open_files(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["plain", "of zips"])
+def test_a_zip_that_was_fetched_in_part_is_told_as_such(tmp_path, inner):
+    """Of stored zips, as torch writes them, the last one's end may look like that of the whole."""
+    small = io.BytesIO()
+    with zipfile.ZipFile(small, "w") as file:
+        file.writestr("archive/data.pkl", b"x" * 100)
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as file:
+        for number in range(3):
+            file.writestr(f"zoo/{number}.pt", small.getvalue() if inner else b"x" * 100)
+    whole = (tmp_path / "whole.zip").read_bytes()
+    assert len(open_files(tmp_path / "whole.zip").sizes) == 3
+    (tmp_path / "part.zip").write_bytes(whole[: whole.index(b"zoo/2.pt") - 10])
+    told = r"part\.zip: begins as a zip, but its end is missing: the download is incomplete\nget the archive from its"
+    with pytest.raises(IntegrityError, match=told):
+        open_files(tmp_path / "part.zip")
+
+
+def test_an_empty_file_is_told(tmp_path):
+    (tmp_path / "zoo.zip").touch()
+    with pytest.raises(UserError, match=r"zoo\.zip is empty"):
+        open_files(tmp_path / "zoo.zip")
 
 
 def test_a_range_of_a_file_is_the_same_part_of_it_wherever_it_lies(tmp_path):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from decimal import Decimal
 
 import pandas as pd
@@ -17,6 +18,7 @@ from zoogen.core.modules import build_model
 from zoogen.core.registry import ARCHITECTURES
 from zoogen.importers.opening import open_source
 from zoogen.importers.source import Skipped
+from zoogen.report import trajectories_picture
 
 
 @pytest.fixture
@@ -91,6 +93,56 @@ def test_what_the_table_does_not_say_is_not_guessed(table, column):
         for model in source.models():
             assert model.network is None
             assert column in model.notes[0]
+
+
+def test_all_that_the_table_does_not_say_is_told_at_once(table):
+    folder, rows = table
+    left_out = ["architecture.hidden", "architecture.dropout", "architecture.init", "input_shape", "outputs"]
+    WRITERS["csv"](rows.drop(columns=left_out), folder)
+    told = "its record has no architecture.dropout, architecture.hidden, input_shape, outputs"
+    with open_source(folder) as source:
+        assert [m.notes for m in source.models()] == [(f"is imported without code: {told}",)] * 2
+
+
+def test_how_weights_began_need_not_be_recorded(table):
+    folder, rows = table
+    WRITERS["csv"](rows.drop(columns="architecture.init"), folder)
+    with open_source(folder) as source:
+        first, second = source.models()
+    assert first.network.architecture == ARCHITECTURES.make("mlp", {"hidden": (6,), "activation": "relu"})
+    assert "architecture.init" not in first.settings
+    assert first.layout == second.layout
+
+
+def test_a_zoo_of_which_some_models_say_how_they_began_is_built(table, tmp_path):
+    folder, rows = table
+    rows.loc[rows["model"] == "m1", "architecture.init"] = None
+    WRITERS["csv"](rows, folder)
+    zoo = zoogen.open(import_zoo(folder, None, tmp_path / "out", lambda _: None).path)
+    told = zoo.models.set_index("source.key")["architecture.init"]
+    assert told.isna().to_dict() == {key: key == "m1" for key in told.index}  # and nothing made up
+    for model_id in zoo.models["model_id"]:
+        found, stored = zoo.module(model_id).state_dict(), zoo.state_dict(model_id)
+        assert all(torch.equal(found[name], tensor) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("known", ["both", "second", "none"])
+def test_the_card_shows_only_what_works_on_the_zoo(table, tmp_path, monkeypatch, known):
+    folder, rows = table
+    if known == "none":
+        rows = rows.drop(columns=["architecture.name", "test_acc"])
+    elif known == "second":
+        rows.loc[rows["model"] == "m0", "outputs"] = 7  # not what its tensors have
+    WRITERS["csv"](rows, folder)
+    zoo = zoogen.open(import_zoo(folder, None, tmp_path / "out", lambda _: None).path)
+    card = (zoo.path / "README.md").read_text()
+    assert ("zoo.module(" in card, "test_acc >" in card) == (known != "none", known != "none")
+    assert "splits/" not in card
+    monkeypatch.chdir(zoo.path)
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    if known == "none":
+        with pytest.raises(UserError, match=r"no stored test accuracies to draw; the records it was imported with"):
+            trajectories_picture(zoo, tmp_path / "picture.png")
 
 
 def test_an_architecture_that_would_run_code_is_not_taken_from_a_table(table):

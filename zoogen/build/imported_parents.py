@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -20,14 +21,27 @@ from zoogen.dataset.task import restore_task
 from zoogen.plan import Plan
 from zoogen.plan.given import Given, groups_of
 
-_OPTIMIZER = "training.optimizer."
+_WANTED = {"batch size": "training.batch_size", "optimizer": "training.optimizer.name"}
+"""What only a record or a blueprint can say, and its key."""
+
+
+@dataclass(frozen=True)
+class Untrainable:
+    """Why a model cannot be trained on, and what helps."""
+
+    reason: str
+    remedy: str
 
 
 class _Unsaid(Exception):
-    """A record leaves something open that training on needs."""
+    """A record leaves something open that training on needs: why, and what helps."""
+
+    def __init__(self, reason: str, remedy: str = "correct its record in the source, and import again") -> None:
+        super().__init__(reason)
+        self.found = Untrainable(reason, remedy)
 
 
-def plan_of_import(zoo: Zoo) -> tuple[Plan, Mapping[str, str]]:
+def plan_of_import(zoo: Zoo) -> tuple[Plan, Mapping[str, Untrainable]]:
     """A plan of the models that can be trained on; and of the others, by id, what is missing.
 
     Raises:
@@ -45,7 +59,7 @@ def plan_of_import(zoo: Zoo) -> tuple[Plan, Mapping[str, str]]:
         try:
             given.append(_given(zoo, {str(k): v for k, v in row.items()}, tasks))
         except _Unsaid as error:
-            unusable[row["model_id"]] = str(error)
+            unusable[row["model_id"]] = error.found
     groups = groups_of(given)
     layouts = tuple(describe(g.architecture, g.task.input_shape, g.task.outputs) for g in groups)
     return Plan(_blueprint(zoo), groups, layouts), unusable
@@ -54,7 +68,10 @@ def plan_of_import(zoo: Zoo) -> tuple[Plan, Mapping[str, str]]:
 def _given(zoo: Zoo, row: Mapping[str, Any], tasks: Mapping[str, Any]) -> Given:
     described = zoo.architecture(row["architecture_id"])
     if not described.get("input_shape"):
-        raise _Unsaid("its network is none of ours, so there is no code to train it with")
+        raise _Unsaid(
+            "its network is none of ours, so there is no code to train it with",
+            "import again with architecture.* in its records, where the network is one of ours",
+        )
     architecture = restore_architecture(described, row)
     parts = (architecture, tasks[row["task_id"]], _training(row))
     # Every model needs streams of its own; where no seed is recorded, its id gives one.
@@ -63,26 +80,28 @@ def _given(zoo: Zoo, row: Mapping[str, Any], tasks: Mapping[str, Any]) -> Given:
 
 
 def _training(row: Mapping[str, Any]) -> Training:
+    if absent := [word for word, key in _WANTED.items() if _said(row, key) is None]:
+        keys = " and ".join(_WANTED[word].removesuffix(".name") for word in absent)
+        raise _Unsaid(
+            f"its record names no {' and no '.join(absent)}", f"import again with --task BLUEPRINT.yaml that has {keys}"
+        )
     said = _recorded(Training, row, "training.")
-    if "batch_size" not in said:
-        raise _Unsaid("its record names no batch size")
-    optimizer = _entry(OPTIMIZERS, row, "training.optimizer.", None)
+    optimizer = _entry(OPTIMIZERS, row, "training.optimizer.", "")
     schedule = _entry(SCHEDULES, row, "training.schedule.", "constant")
     # Twins train for their own epochs; a schedule is sized by those.
     return Training(**{"epochs": 1, **said, "optimizer": optimizer, "schedule": schedule})
 
 
-def _entry(registry: Registry, row: Mapping[str, Any], prefix: str, default: str | None) -> Any:
+def _entry(registry: Registry, row: Mapping[str, Any], prefix: str, default: str) -> Any:
     """A registered optimizer or schedule with the arguments that are recorded, of those it has."""
     name = _said(row, f"{prefix}name") or default
-    if name is None:
-        raise _Unsaid(f"its record names no {registry.kind}")
     if name not in registry.names():
         raise _Unsaid(f"its {registry.kind} {str(name)!r:.60} is unknown here")
     cls = registry.get(name)
     said = _recorded(cls, row, prefix)
     if absent := [spec.name for spec in fields_of(cls).values() if spec.required and spec.name not in said]:
-        raise _Unsaid(f"its record names no {absent[0]}")
+        keys = " and ".join(f"{prefix}{argument}" for argument in absent)
+        raise _Unsaid(f"its record names no {absent[0]}", f"import again with {keys} in its records")
     try:
         return registry.make(name, said)
     except (UserError, TypeError, ValueError) as error:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from zoogen.core.words import counted
 from zoogen.importers.source import Skipped
 
 _APART = 3
 """Up to so many different reasons of one kind have a line each."""
 
 _LONGEST = 200
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+_BEGIN, _END = 8, 28
+_PATH = re.compile(r"'[^']{40,}'|\S{40,}")
 
 
 def summed_up(skipped: Sequence[Skipped]) -> list[str]:
@@ -38,5 +38,8 @@ def summed_up(skipped: Sequence[Skipped]) -> list[str]:
 
 
 def _short(reason: str) -> str:
+    """The first line of a reason; where that is long, with its paths cut, and only then itself."""
     first, *rest = reason.splitlines() or [""]
+    if len(first) > _LONGEST:
+        first = _PATH.sub(lambda found: f"{found[0][:_BEGIN]}...{found[0][-_END:]}", first)
     return first if len(first) <= _LONGEST and not rest else f"{first[: _LONGEST - 4].rstrip()} ..."

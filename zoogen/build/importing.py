@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from zoogen.build.imported_kin import Root, find_kin, roots_of
-from zoogen.build.imported_summary import counted, summed_up
+from zoogen.build.imported_summary import summed_up
 from zoogen.build.imported_table import (
     VERSION,
     described,
@@ -30,8 +30,9 @@ from zoogen.build.imported_task import Check, Trained, check_accuracies, with_se
 from zoogen.build.imported_units import Outcome, Past, Unit, read_outcome, seal_unit, units_of
 from zoogen.core.canonical import canonical_json, digest
 from zoogen.core.errors import IntegrityError, UserError, ZoogenError
+from zoogen.core.words import counted
 from zoogen.dataset import open_zoo
-from zoogen.importers.containers.files import Files
+from zoogen.importers.containers.files import Files, archives_in, named_archives
 from zoogen.importers.opening import open_source
 from zoogen.importers.relatives import Kin
 from zoogen.importers.source import Skipped, Source, SourceModel
@@ -116,8 +117,11 @@ def import_zoo(
     input_shape = None if trained is None else tuple(trained.task.input_shape)
     with open_source(path, kind, input_shape) as source, _blamed(path, source.registered_name):
         models, skipped = _listed(path, source)
+        archives = archives_in(path, source.files)
         if not models:
-            _refuse_nothing(path, skipped)
+            _refuse_nothing(path, skipped, archives)
+        tell(f"{source.registered_name}: {counted(len(models), 'model')}")
+        skipped += [Skipped(name, None, "is not read in a folder; import it by itself", "archive") for name in archives]
         check = None
         if trained is not None:
             check = check_accuracies(trained, source, models)
@@ -162,6 +166,8 @@ def _grow(run: _Import, manifest: dict[str, Any]) -> Imported:
     if rare := setting_columns(run.models)[1]:
         run.tell(f"{counted(rare, 'setting')} of fewest models: no columns of their own, only in source.record")
     run.outcomes = {u.unit_id: o for u in units if (o := _stored_outcome(folder, u)) is not None}
+    if len(run.outcomes) == len(units):
+        run.tell(f"{folder.path}: complete already")
     others = {r.cohort_id: r for r in folder.read_cohorts()}
     _write_plan(run, units, others)
     token = folder.new_token()
@@ -206,7 +212,7 @@ def _seal_units(run: _Import, units: Sequence[Unit], others: dict[str, CohortRec
             write_file(_place(run.folder, unit), outcome.to_bytes())
             run.outcomes[unit.unit_id] = outcome
             states = sum(len(r.model_ids) * len(r.checkpoint_epochs) for r in outcome.records)
-            run.tell(f"unit {number} of {len(units)}: {len(unit.models)} models, {states:,} states")
+            run.tell(f"unit {number} of {len(units)}: {counted(len(unit.models), 'model')}, {counted(states, 'state')}")
         dead |= outcome.diverged
         last |= {m: r.checkpoint_epochs[-1] for r in outcome.records for m in r.model_ids}
 
@@ -343,6 +349,7 @@ def _write_log(path: Path, run: _Import, skipped: Sequence[Skipped]) -> None:
     write_file(_log(path), "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
-def _refuse_nothing(path: Path, skipped: Sequence[Skipped]) -> None:
+def _refuse_nothing(path: Path, skipped: Sequence[Skipped], archives: Sequence[str] = ()) -> None:
     told = "".join(f"\n  {s.key}: {s.reason}" for s in skipped[:5])
+    told += f"\n{named_archives(path, archives)}" if archives else ""
     raise UserError(f"{path} holds no model that can be imported{told or ': there is nothing of that kind in it'}")

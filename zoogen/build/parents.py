@@ -12,7 +12,7 @@ import numpy as np
 
 from zoogen.blueprint import loads
 from zoogen.blueprint.twins import ParentKeys
-from zoogen.build.imported_parents import plan_of_import
+from zoogen.build.imported_parents import Untrainable, plan_of_import
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.predicate import parse
 from zoogen.core.records import Cohort
@@ -63,7 +63,7 @@ class ParentZoo:
         return self._imported[0] if "imported" in self.manifest else self._built
 
     @cached_property
-    def _imported(self) -> tuple[Plan, Mapping[str, str]]:
+    def _imported(self) -> tuple[Plan, Mapping[str, Untrainable]]:
         return plan_of_import(self._zoo)
 
     @cached_property
@@ -122,9 +122,12 @@ class ParentZoo:
     def _check_recorded(self, names: Sequence[str]) -> None:
         unusable = self._imported[1] if "imported" in self.manifest else {}
         if open_ones := [name for name in names if name in unusable]:
+            first, advice = open_ones[0], "choose others with --where"
+            if len(open_ones) == len(names):
+                advice = "\n".join(dict.fromkeys(unusable[name].remedy for name in open_ones))
             raise UserError(
                 f"{len(open_ones)} of the {len(names)} chosen models of {self.path} cannot be trained on, among them "
-                f"{open_ones[0]}: {unusable[open_ones[0]]}\nchoose others with --where"
+                f"{first}: {unusable[first].reason}\n{advice}"
             )
 
     def _epochs(self, rows: np.ndarray, epoch: int | Literal["last", "best"]) -> np.ndarray:

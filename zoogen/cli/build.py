@@ -10,7 +10,7 @@ from zoogen.cli.building import Building, building_options
 from zoogen.cli.options import blueprint_argument, overrides_option
 
 
-@click.command()
+@click.command(short_help="Train and store the models of a blueprint.")
 @blueprint_argument
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Where the zoo goes. [default: zoos/<name>-v<version>]"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from zoogen.cli.terminal import tell
+from zoogen.core.words import counted
 
 if TYPE_CHECKING:
     from zoogen.build.pipeline import BuildOptions
@@ -151,7 +152,7 @@ def _closing(outcome) -> str:
         f"{outcome.open} still to train (the same command without --where, --sample or --until trains them)"
     ] * bool(outcome.open)
     rate = f", {outcome.model_steps / outcome.seconds:,.0f} model-steps/s" if outcome.model_steps else ""
-    lines = [f"{outcome.path}: {outcome.planned} models: {', '.join(parts)} ({outcome.seconds:.1f} s{rate})"]
+    lines = [f"{outcome.path}: {counted(outcome.planned, 'model')}: {', '.join(parts)} ({outcome.seconds:.1f} s{rate})"]
     shown = list(outcome.failed.items())[:10]
     lines += [f"failed {model_id}: {reason}" for model_id, reason in shown]
     if len(outcome.failed) > len(shown):

@@ -9,6 +9,18 @@ import click
 
 from zoogen.cli.terminal import tell
 
+KINDS = {
+    "modelzoo-pt": "Pickles dataset*.pt of preprocessed zoos.",
+    "ray-tune": "Trial folders of Ray Tune: 2022 zoos, twins, ViT, phase zoos.",
+    "safetensors": "Files, a hub cache or a list of repositories.",
+    "small-cnn-zoo": "Folders with weights.npy and metrics.csv.",
+    "torch": "State dicts with a table that says what they are.",
+}
+EXAMPLES = (
+    "zoogen import mnist.zip --from ray-tune --out zoos/mnist",
+    "zoogen import my-models --from torch --task mnist --out zoos/mine",
+)
+
 
 class _Kind(click.Option):
     """Its help names the kinds of sources, which are looked for only when it is shown."""
@@ -20,7 +32,22 @@ class _Kind(click.Option):
         return super().get_help_record(ctx)
 
 
-@click.command("import")
+class _Import(click.Command):
+    """Its help says what each kind is, and ends with examples."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from zoogen.importers.source import SOURCES
+
+        with formatter.section("Kinds"):
+            formatter.write_dl([(name, KINDS.get(name, "A kind that is installed.")) for name in SOURCES.names()])
+        with formatter.section("Examples"):
+            for example in EXAMPLES:
+                formatter.write(f"  {example}\n")
+        formatter.write_paragraph()
+        formatter.write_text("Which zoos there are and how to import each: docs/published-zoos.md.")
+
+
+@click.command("import", cls=_Import, short_help="Read a published zoo into this format.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--from", "kind", metavar="KIND", cls=_Kind)
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Where the zoo goes.")

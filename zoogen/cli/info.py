@@ -11,7 +11,7 @@ from zoogen.cli.options import json_option, zoo_argument
 from zoogen.cli.terminal import tell
 
 
-@click.command()
+@click.command(short_help="Summarise a zoo.")
 @zoo_argument
 @click.option("--picture", type=click.Path(path_type=Path), help="Also draw the accuracy trajectories (.png or .svg).")
 @json_option

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoogen.plan import Plan, Summary
 
 
-@click.command()
+@click.command(short_help="Show what a build would train and store.")
 @click.argument("blueprints", nargs=-1, required=True, type=click.Path(path_type=Path))
 @overrides_option
 @click.option("--calibrate", is_flag=True, help="Also estimate the time on this machine from a short run.")

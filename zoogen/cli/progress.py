@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoogen.cli.terminal import printable
-from zoogen.core.words import duration
+from zoogen.core.words import counted, duration
 from zoogen.schedule import StopFlag
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _opening(path: Path, plan: Plan, models: int, done: int) -> str:
     if not models:
         return f"{path}: nothing to train"
     elsewhere = f" ({done} of {len(plan)} are done or not asked for now)" if done else ""
-    return f"{path}: training {models} models{elsewhere}"
+    return f"{path}: training {counted(models, 'model')}{elsewhere}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import click
 from zoogen.cli.terminal import tell
 
 
-@click.command()
+@click.command(short_help="Print the JSON Schema of a blueprint.")
 def schema() -> None:
     """Print the JSON Schema of a blueprint, so that editors complete and check it.
 

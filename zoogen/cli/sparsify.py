@@ -12,7 +12,7 @@ from zoogen.cli.options import zoo_argument
 from zoogen.cli.terminal import tell
 
 
-@click.command()
+@click.command(short_help="Make sparse twins of the models of a zoo.")
 @zoo_argument
 @click.option("--recipe", type=click.Path(path_type=Path), help="A twin recipe (YAML); the options go on top of it.")
 @click.option("--method", metavar="NAME", help="magnitude, random or variational-dropout.")

@@ -12,7 +12,7 @@ from zoogen.cli.terminal import tell
 from zoogen.core.errors import UserError
 
 
-@click.group()
+@click.group(short_help="Look at the twins that sparsify made.")
 def twins() -> None:
     """Look at the sparse twins that `zoogen sparsify` made."""
 

@@ -12,11 +12,12 @@ import click
 from zoogen.cli.options import json_option, zoo_argument
 from zoogen.cli.terminal import tell
 from zoogen.core.errors import Incomplete, IntegrityError
+from zoogen.core.words import counted
 
 _MAKERS = "`zoogen build` (of twins: `zoogen sparsify`; of an imported zoo: `zoogen import`)"
 
 
-@click.command()
+@click.command(short_help="Prove that a zoo is complete and undamaged.")
 @zoo_argument
 @click.option("--quick", is_flag=True, help="Check sizes, structure and completeness, but read no weights.")
 @click.option("--move-damaged", is_flag=True, help="Move damaged shards aside, so that the next build makes them anew.")
@@ -60,5 +61,5 @@ def _verdict(zoo: Path, report, quick: bool, open_models: int) -> str:
     if report.missing or report.stale or open_models:
         return f"{zoo}: not complete; {_MAKERS} goes on"
     how = "sizes and structure are right" if quick else "every digest is right"
-    found = f"{counts['models']:,} models, {counts['states']:,} states in {counts['shards']:,} shards"
-    return f"{zoo}: complete; {found}, {how}"
+    found = f"{counted(counts['models'], 'model')}, {counted(counts['states'], 'state')}"
+    return f"{zoo}: complete; {found} in {counted(counts['shards'], 'shard')}, {how}"

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def counted(count: int, what: str) -> str:
+    """``1 model``, ``2,000 models``."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def in_bytes(count: float) -> str:
     """``512 bytes``, ``3.2 MB``, ``2.74 TB``: powers of ten, three digits."""
     value = float(count)

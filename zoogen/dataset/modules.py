@@ -20,6 +20,7 @@ WITHOUT_CODE = " (imported without code)"
 """Stands behind the name of an architecture of which there are tensors only."""
 
 _OF_THE_TASK = ("input_shape", "outputs", "layout")
+_INIT = "init"  # may be unrecorded: it plays no part in a network whose weights are given
 
 
 def state_dict(shards: Shards, states: States, layout: Layout) -> dict[str, Tensor]:
@@ -60,11 +61,15 @@ def restore_architecture(described: Mapping[str, Any], row: Mapping[str, Any]) -
         own = {
             field: _typed(row[f"architecture.{field}"], getattr(architecture, field))
             for field in sorted(architecture.per_model)
-            if f"architecture.{field}" in row
+            if f"architecture.{field}" in row and not (field == _INIT and _is_missing(row[f"architecture.{field}"]))
         }
         return dataclasses.replace(architecture, **own)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"zoo.json: architecture {dict(described)} is damaged ({error!r})") from error
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value
 
 
 def build_network(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zoogen.core.errors import UserError
-from zoogen.importers.containers.files import Files, open_files
+from zoogen.importers.containers.files import Files, archives_in, named_archives, open_files
 from zoogen.importers.containers.repository_list import ListedFiles, is_list
 from zoogen.importers.source import SOURCES, Source
 
@@ -37,6 +37,8 @@ def open_source(path: Path, kind: str | None = None, input_shape: tuple[int, ...
             fitting = [name for name in SOURCES.names() if SOURCES.get(name).recognises(files)]  # type: ignore[attr-defined]
             if len(fitting) != 1:
                 told = f"looks like {' and like '.join(fitting)}" if fitting else "looks like none of them"
+                if not fitting and (archives := archives_in(path, files)):
+                    raise UserError(f"{path} holds no model that can be imported\n{named_archives(path, archives)}")
                 raise UserError(f"{path}: say what it is (--from KIND); known: {', '.join(SOURCES.names())}; it {told}")
             kind = fitting[0]
         asks = any(field.name == "input_shape" for field in dataclasses.fields(SOURCES.get(kind)))

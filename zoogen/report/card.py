@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoogen.core.words import in_bytes
+import numpy as np
+
+from zoogen.core.words import counted, in_bytes
+from zoogen.dataset.modules import WITHOUT_CODE
 from zoogen.report.overview import Score, Summary, summary
 
 if TYPE_CHECKING:
@@ -24,13 +27,13 @@ def card(zoo: Zoo) -> str:
         f"Version {found.version}; made with zoogen {_made_with(zoo)}.",
         _counts(found),
         "## Open it",
-        _code(_EXAMPLE, "python"),
+        _code(_example(zoo), "python"),
         "## What varies",
         _factors(found),
         "## Blueprint",
         *_blueprint(zoo, found),
         "## Files",
-        _FILES,
+        _FILES + _SPLITS * (zoo.path / "splits").is_dir(),
         "## Licence",
         "That of its source." if "imported" in zoo.manifest else "Not stated by the blueprint.",
     ]
@@ -43,9 +46,12 @@ import zoogen
 zoo = zoogen.open(".")                       # this folder
 zoo.models                                   # DataFrame: one row per model, settings and final scores
 zoo.checkpoints                              # DataFrame: one row per stored state
-last = zoo.select(epochs="last")             # lazy; also zoo.select("test_acc > 0.5 and seed == 0")
-weights = last.weights()                     # float32 [states, parameters]
-network = zoo.module(zoo.models.model_id[0]) # torch.nn.Module in eval mode"""
+last = zoo.select(epochs="last")             # lazy{predicate}
+{weights}{module}"""
+_WEIGHTS = "weights = last.weights()                     # float32 [states, parameters]"
+_OF_LAYOUTS = "weights = [s.weights() for s in last.by_layout()] # float32 [states, parameters] of each"
+_PREDICATE = '; also zoo.select("test_acc > 0.5 and seed == 0")'
+_MODULE = "\nnetwork = zoo.module(zoo.models.model_id[{row}]) # torch.nn.Module in eval mode"
 
 _FILES = """\
 | file | contents |
@@ -53,8 +59,21 @@ _FILES = """\
 | `models.parquet`, `checkpoints.parquet` | one row per model, one row per stored state |
 | `shards/*/weights.h5` | float32 weights, one row per state, and what each row is |
 | `zoo.json` | architectures, tasks, tensor layouts, blueprints, versions |
-| `plan.parquet`, `cohorts.parquet` | what was planned; `zoogen verify` holds the rest against it |
-| `splits/*.parquet` | which samples are training, validation and test data |"""
+| `plan.parquet`, `cohorts.parquet` | what was planned; `zoogen verify` holds the rest against it |"""
+_SPLITS = "\n| `splits/*.parquet` | which samples are training, validation and test data |"
+
+
+def _example(zoo: Zoo) -> str:
+    """What works on this zoo: imports may have no accuracies, models without code, and networks of all sizes."""
+    models = zoo.models
+    coded = [name for name, told in zoo.manifest["architectures"].items() if WITHOUT_CODE not in told["name"]]
+    rows = np.flatnonzero(models["architecture_id"].isin(coded))
+    layouts = {zoo.architecture(str(name))["layout"] for name in models["architecture_id"].unique()}
+    return _EXAMPLE.format(
+        weights=_WEIGHTS if len(layouts) == 1 else _OF_LAYOUTS,
+        predicate=_PREDICATE if "test_acc" in models else "",
+        module=_MODULE.format(row=rows[0]) if len(rows) else "",
+    )
 
 
 def _made_with(zoo: Zoo) -> str:
@@ -70,7 +89,7 @@ def _counts(found: Summary) -> str:
     rows.append(("states", f"{found.states:,} at {count} epochs from {first} to {last}" if count else "none yet"))
     rows.append(("model split", ", ".join(f"{n:,} {side}" for side, n in found.split.items())))
     rows += [
-        ("architecture", f"`{a['name']}`, {a['parameters']:,} parameters ({a['models']:,} models)")
+        ("architecture", f"`{a['name']}`, {a['parameters']:,} parameters ({counted(a['models'], 'model')})")
         for a in found.architectures
     ]
     for task in found.tasks:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoogen.core.words import in_bytes
+from zoogen.core.words import counted, in_bytes
 from zoogen.dataset.twins import METHOD, origin_of
 from zoogen.report.levels import levels
 
@@ -58,7 +58,7 @@ class TwinsOf:
     sparsity: float | None
 
     def __str__(self) -> str:
-        methods = " and ".join(f"{name} ({count:,} models)" for name, count in self.methods.items())
+        methods = " and ".join(f"{name} ({counted(count, 'model')})" for name, count in self.methods.items())
         median = "" if self.sparsity is None else f"; median sparsity {self.sparsity:.3f}"
         return f"{self.name} version {self.version}, by {methods}{median}"
 
@@ -198,11 +198,12 @@ def _head(found: Summary) -> list[str]:
     lines += _entry("states", f"{found.states:,}; {every}" if found.states else "none yet")
     lines += _entry("size", disk)
     for entry in found.architectures:
-        shown = f"{entry['name']} with {entry['parameters']:,} parameters ({entry['models']:,} models)"
+        shown = f"{entry['name']} with {entry['parameters']:,} parameters ({counted(entry['models'], 'model')})"
         lines += _entry("architecture", shown)
     for entry in found.tasks:
         parts = f"{entry['train']:,} train, {entry['val']:,} validation, {entry['test']:,} test samples"
-        lines += _entry("task", f"{entry['name']}: {parts}, {entry['outputs']:,} classes ({entry['models']:,} models)")
+        models = counted(entry["models"], "model")
+        lines += _entry("task", f"{entry['name']}: {parts}, {entry['outputs']:,} classes ({models})")
     return lines
 
 

@@ -90,7 +90,9 @@ def choose_factors(settings: pd.DataFrame, final: np.ndarray) -> tuple[str | Non
 def _curves(zoo: Zoo) -> tuple[Curves, pd.DataFrame]:
     tables = zoo.tables
     if not len(tables.epochs) or "test_acc" not in tables.state_names:
-        raise UserError(f"zoo {zoo.name!r} has no stored test accuracies to draw yet; `zoogen build` trains models")
+        imported = "; the records it was imported with name none (test_acc)"
+        advice = imported if "imported" in zoo.manifest else " yet; `zoogen build` trains models"
+        raise UserError(f"zoo {zoo.name!r} has no stored test accuracies to draw{advice}")
     stored = np.unique(tables.model_of)
     order = np.lexsort((tables.epochs, tables.model_of))
     models = zoo.models.take(stored).reset_index(drop=True)

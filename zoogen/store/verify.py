@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from zoogen.core.errors import IntegrityError, UserError
 from zoogen.core.records import Segment
+from zoogen.core.words import counted
 from zoogen.store.check import problems_of, read_shard_checkpoints, read_shard_models
 from zoogen.store.cohorts import CohortRecord
 from zoogen.store.derive import DerivedTables, in_groups, planned_shards
@@ -53,7 +54,8 @@ class Missing:
 
     def __str__(self) -> str:
         first, last = self.epochs[0], self.epochs[-1]
-        return f"shard {self.shard_id} (cohort {self.cohort_id}): {self.models} models, epochs {first} to {last}"
+        models = counted(self.models, "model")
+        return f"shard {self.shard_id} (cohort {self.cohort_id}): {models}, epochs {first} to {last}"
 
 
 @dataclass

@@ -22,6 +22,7 @@ from zoogen.importers.containers.files import Limits, check_range, check_size, c
 _MOST_AT_ONCE = 16 << 20
 _CHUNK = 1 << 20
 _MOST_INFLATED = 256 << 20
+ZIP_BEGINS = b"PK\x03\x04"
 _LOCAL_HEADER = 30
 _READ_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _AGAIN, _AGAIN_AT_LEAST = 64, 4 << 30  # a compressed tar is inflated so many times, or up to so many bytes
@@ -42,6 +43,13 @@ _OPENERS: dict[bytes, Callable[[Path], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
+
+
+def cut_off(path: Path) -> IntegrityError:
+    """The error for a zip without its end, where the list of its members stands."""
+    return IntegrityError(
+        f"{path}: begins as a zip, but its end is missing: the download is incomplete\nget the archive from its source"
+    )
 
 
 def is_zip(path: Path) -> bool:
@@ -81,6 +89,8 @@ class ZipFiles:
         where, archive = str(self._path), self._path.stat().st_size
         members = sorted(self._zip.infolist(), key=lambda m: m.header_offset)
         check_count(where, len(members), limits)
+        if members and self._is_inside(members[0].header_offset):
+            raise cut_off(self._path)
         inflated = end = 0
         for member in members:
             # zipfile cuts a name at a NUL; the archive's own name tells.
@@ -111,6 +121,15 @@ class ZipFiles:
                     raise refused(where, name, "stands twice in the archive")
                 self.sizes[name] = member.file_size
                 self._members[name] = member
+
+    def _is_inside(self, first: int) -> bool:
+        """Whether the end that was found is that of a zip inside, whose first member begins at byte ``first``."""
+        if not 0 < first < self._path.stat().st_size:
+            return False
+        with self._path.open("rb") as file:
+            begins = file.read(len(ZIP_BEGINS))
+            file.seek(first)
+            return begins == file.read(len(ZIP_BEGINS)) == ZIP_BEGINS
 
     def read(self, name: str, at_most: int | None = None) -> bytes:
         check_size(self.name, name, self.sizes[name], at_most)

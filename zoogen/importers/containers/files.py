@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,8 @@ from zoogen.core.errors import IntegrityError, UserError
 
 _LONGEST_NAME = 4096
 _SINGLE = (".pt", ".pth", ".safetensors")
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_SHOWN = 5
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -67,11 +69,11 @@ def open_files(path: Path, limits: Limits | None = None) -> Files:
     A ``.pt``, ``.pth`` or ``.safetensors`` is one file, though some of them are zips inside.
 
     Raises:
-        UserError: there is nothing at ``path``, or it is none of these.
+        UserError: there is nothing at ``path``, it is empty, or it is none of these.
         IntegrityError: a member would leave the folder, is a link or a device, stands twice, or inflates beyond all
-            measure.
+            measure; or a zip has no end.
     """
-    from zoogen.importers.containers.archives import TarFiles, ZipFiles, is_tar, is_zip
+    from zoogen.importers.containers.archives import ZIP_BEGINS, TarFiles, ZipFiles, cut_off, is_tar, is_zip
 
     limits = limits or Limits()
     if path.is_dir():
@@ -84,7 +86,24 @@ def open_files(path: Path, limits: Limits | None = None) -> Files:
         return TarFiles(path, limits)
     if is_zip(path):
         return ZipFiles(path, limits)
+    with path.open("rb") as file:
+        begins = file.read(len(ZIP_BEGINS))
+    if begins == ZIP_BEGINS:
+        raise cut_off(path)
+    if not begins:
+        raise UserError(f"{path} is empty\nget the file from its source")
     raise UserError(f"{path} is neither a folder nor a zip or tar archive that can be read")
+
+
+def archives_in(path: Path, files: Files) -> list[str]:
+    """Zips and tars that lie in a folder, sorted: nothing in them is read."""
+    return sorted(name for name in files.sizes if name.lower().endswith(_ARCHIVES)) if path.is_dir() else []
+
+
+def named_archives(path: Path, names: Sequence[str]) -> str:
+    """What to do with archives in a folder that holds nothing else."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return f"it holds {', '.join(names[:_SHOWN])}{more}; give that: zoogen import {path / names[0]}"
 
 
 class FolderFiles:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NAME = "architecture.name"
 OF_THE_INPUT = ("input_shape", "outputs")
 _PREFIX = "architecture."
+_INIT = "init"
 _MOST_LAYERS = 1_000
 
 
@@ -51,15 +52,15 @@ def _network(record: Mapping[str, Any]) -> tuple[Network | None, str]:
         return None, f"architecture {name!r:.60} is unknown" if name else f"its record has no {NAME}"
     if ARCHITECTURES.get(name).runs_code:  # type: ignore[attr-defined]
         return None, f"architecture {name!r} would run code that its record names"
-    missing = [n for n in OF_THE_INPUT if record.get(n) is None]
+    arguments = {k.removeprefix(_PREFIX): v for k, v in record.items() if k.startswith(_PREFIX)}
+    # No defaults: an activation that nobody recorded cannot be seen in the weights. How they began plays no role.
+    wanted = [f.name for f in fields(ARCHITECTURES.get(name)) if f.name != _INIT]
+    missing = [f"{_PREFIX}{argument}" for argument in sorted(wanted) if argument not in arguments]
+    missing += [n for n in OF_THE_INPUT if record.get(n) is None]
     if missing:
-        return None, f"its record has no {' and no '.join(missing)}"
+        return None, f"its record has no {', '.join(missing)}"
     try:
-        arguments = {k.removeprefix(_PREFIX): _parsed(v) for k, v in record.items() if k.startswith(_PREFIX)}
-        # No defaults: an activation that nobody recorded cannot be seen in the weights.
-        names = {f.name for f in fields(ARCHITECTURES.get(name))}
-        if absent := sorted(names - arguments.keys()):
-            return None, f"its record has no {_PREFIX}{absent[0]}"
+        arguments = {argument: _parsed(value) for argument, value in arguments.items()}
         if large := sorted(name for name, value in arguments.items() if not _is_plain(value)):
             return None, f"its {_PREFIX}{large[0]} is no value or list of up to {_MOST_LAYERS:,} values"
         network = Network(ARCHITECTURES.restore(arguments), _shape(record["input_shape"]), int(record["outputs"]))
