@@ -155,7 +155,7 @@ HOSTILE = {
         "names __builtin__.exec",
     ),
     "getattr": (lambda: pickled(Calls(getattr, "a", "upper")), "names __builtin__.getattr"),
-    "open": (lambda: pickled(Calls(open, "pwned", "w")), "names io.open"),
+    "open": (lambda: pickled(Calls(open, "pwned", "w")), "names _?io.open"),
     "functools.partial": (lambda: pickled(functools.partial(os.system, "touch pwned")), "names functools.partial"),
     "torch.load": (lambda: pickled(Calls(torch.load, "pwned")), "names torch.serialization.load"),
     "torch.hub.load": (lambda: pickled(Calls(torch.hub.load, "pwned")), "names torch.hub.load"),
