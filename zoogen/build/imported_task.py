@@ -17,6 +17,7 @@ from zoogen.build.manifest import describe_stored_task, task_id
 from zoogen.core.errors import EnvironmentFault, UserError
 from zoogen.core.recipe import Training
 from zoogen.core.registry import TASKS
+from zoogen.core.words import counted
 from zoogen.importers.records.plausible import plausible
 from zoogen.importers.records.settings import plain
 from zoogen.importers.source import Network, Source, SourceModel, State, Stored, Unusable
@@ -70,7 +71,7 @@ class Check:
     def __str__(self) -> str:
         if not self.models:
             return f"no test accuracy was computed again, so nothing says that this is their task: {self.reason}"
-        of = f"{self.states} {'state' if self.states == 1 else 'states'} of {self.models} models"
+        of = f"{counted(self.states, 'state')} of {counted(self.models, 'model')}"
         return f"test accuracy of {of} computed again: as recorded, within {self.difference:.4f}"
 
 
